@@ -103,6 +103,8 @@ def merge_block(block: fx.GraphModule, name: str = "block") -> MergedBlock:
         raise NotMergeable(f"{name}: {error}") from error
     conv, pad = _as_conv(whole, like=first.weight)
     conv.requires_grad_(first.weight.requires_grad)
+    if any(_channels_last_only(m.weight) for m in block.modules() if isinstance(m, nn.Conv2d)):
+        conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return MergedBlock(conv, _tail_module(block), pad).train(block.training)
 
 
@@ -120,7 +122,7 @@ def merge_cost(name: str, block: fx.GraphModule) -> MergeCost:
 
 
 def _as_conv(whole: Affine, like: Tensor) -> tuple[nn.Conv2d, nn.Module | None]:
-    """A `Conv2d` in the place, dtype and memory format of `like`, and the padding it cannot express."""
+    """A `Conv2d` in the place and dtype of `like`, and the padding it cannot express."""
     left, right, top, bottom = whole.padding
     even = left == right and top == bottom and min(whole.padding) >= 0
     c_out, c_in = whole.weight.shape[:2]
@@ -131,9 +133,12 @@ def _as_conv(whole: Affine, like: Tensor) -> tuple[nn.Conv2d, nn.Module | None]:
     with torch.no_grad():
         conv.weight.copy_(whole.weight)
         conv.bias.copy_(whole.bias if whole.bias is not None else torch.zeros(c_out))  # type: ignore[union-attr]
-    if like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
-        conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return conv, None if even else nn.ZeroPad2d(whole.padding)
+
+
+def _channels_last_only(weight: Tensor) -> bool:
+    # a 1x1 or depthwise kernel is contiguous in both formats and tells nothing
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 def _first_conv(block: fx.GraphModule) -> nn.Conv2d:

@@ -1,0 +1,76 @@
+"""Saving and loading tensors: whole or not at all, checksummed, and without running anybody's code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import BadModel, BadRecord
+from .records import whole_file
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> Path:
+    """Write tensors (and a JSON-able `meta`) as safetensors under `path`, whole or not at all."""
+    from safetensors.torch import save_file
+
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    header = {"dslib": json.dumps(meta or {}), "sha256": _digest(plain)}
+    with whole_file(path) as partial:
+        save_file(plain, str(partial), metadata=header)
+    return Path(path)
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the meta of a file that `save_tensors` wrote.
+
+    Raises:
+        BadRecord: if the file is missing, truncated, or does not match its checksum.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            header = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise BadRecord(f"no file {path}: expected a safetensors file") from error
+    except (SafetensorError, OSError) as error:
+        raise BadRecord(f"{path} is corrupt or truncated ({error}): get it again") from error
+    if "sha256" in header and header["sha256"] != _digest(tensors):
+        raise BadRecord(f"{path} does not match its checksum: it was changed or damaged; get it again")
+    return tensors, json.loads(header.get("dslib", "{}"))
+
+
+def load_state_dict(path: Path | str) -> dict[str, Tensor]:
+    """A network's weights from a .safetensors file, or from a .pt / .pth state dict (`weights_only=True`).
+
+    Raises:
+        BadModel: if the file holds no state dict.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
+        raise BadModel(f"{path} is no readable checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise BadModel(f"{path}: expected a state dict (name -> tensor), found {type(found).__name__}")
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return whole.hexdigest()

@@ -1,0 +1,241 @@
+"""The command line: the package's verbs. Options of a stage derive from the fields of its settings."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import data_options, image_size_option, network_options, parse_options, settings
+from .errors import BadConfig, BadModel, DslibError
+from .finetuning import Finetune
+from .running import Run
+from .searching import Search
+from .training import Train
+
+OWN = ("k", "seed")  # given once for a whole run, not per stage
+STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}
+HEADS = {"accuracy": "accuracy", "macs": "MMACs", "parameters": "M params", "latency_ms": "ms/batch", "images_per_s": "images/s"}
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        app.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} (dslib --help lists the options)")
+    except DslibError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted: what was finished is kept; the same command goes on from there")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="dslib")
+def app() -> None:
+    """Shrink a CNN: search which activations to keep, finetune without the rest, merge each linear block exactly."""
+
+
+@app.command("sites")
+@network_options()
+@image_size_option
+def sites_command(model: str, weights: str, options: tuple[str, ...], image_size: int) -> None:
+    """Print a network's sites, and why those that cannot be merged cannot."""
+    import dslib
+
+    network = dslib.load_model(model, None, weights, parse_options(options)).model
+    click.echo(repr(dslib.find_sites(network, image_size)))
+
+
+@app.command("profile")
+@network_options()
+@image_size_option
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--out", type=Path, help="Where to keep the table as JSON.")
+def profile_command(
+    model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
+    device: str, out: Path | None,
+) -> None:  # fmt: skip
+    """Measure each site kept, linear and merged on this device."""
+    import dslib
+    from dslib.exporting import activation
+    from dslib.running import pick_device
+
+    network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
+    table = dslib.profile(network, dslib.find_sites(network, image_size), batch_size, activation(boundary))
+    click.echo(table.frame.round(3).to_string())
+    click.echo(f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}")
+    if out:
+        table.save(out)
+
+
+@app.command("search")
+@network_options()
+@data_options
+@settings(Search)
+@click.option("--cost", type=Path, help="Cost table from `dslib profile --out`; needed for --latency-weight.")
+@click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
+def search_command(
+    model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
+    device: str, cost: Path | None, out: Path, **given: Any,
+) -> None:  # fmt: skip
+    """Stage 1: learn every site's importance, and with it a mask for every k."""
+    import dslib
+
+    network, loaded = _trained(model, weights, options, data, image_size, skip_corrupt, device)
+    savings = dslib.CostTable.load(cost).savings if cost else None
+    sites = dslib.find_sites(network, loaded.image_size)
+    found = dslib.search(network, loaded, sites, savings, dslib.Search(**given), _partial(out))
+    found.save(out)
+    _partial(out).unlink(missing_ok=True)
+    click.echo(found.frame.to_string())
+    click.echo(repr(found.mask(given["k"])))
+
+
+@app.command("shrink")
+@network_options()
+@click.option("--search", "search_file", type=Path, help="Result of `dslib search`; needs --k.")
+@click.option("--k", type=int, help="Sites to keep.")
+@click.option("--mask", "mask_file", type=Path, help="A mask's JSON, in place of --search and --k.")
+@click.option("--data", required=True, help="The dataset, for the classes.")
+@click.option("--image-size", type=int, help="Side in pixels.")
+@click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
+@click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
+def shrink_command(
+    model: str, weights: str, options: tuple[str, ...], search_file: Path | None, k: int | None,
+    mask_file: Path | None, data: str, image_size: int | None, boundary: str | None, out: Path,
+) -> None:  # fmt: skip
+    """Take the activations of the removed sites out; weights stay."""
+    import dslib
+    from dslib.exporting import activation
+
+    network, loaded = _trained(model, weights, options, data, image_size, False, "cpu")
+    mask = _mask(search_file, k, mask_file)
+    small = dslib.shrink(network, mask, activation(boundary), loaded.image_size)
+    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary)
+    click.echo(f"{mask!r}\nwritten: {dslib.save(out, small, recipe)}")
+
+
+@app.command("finetune")
+@click.argument("recipe", type=Path)
+@data_options
+@settings(Finetune)
+@click.option("--teacher", type=Path, help="Recipe of the unshrunk network.")
+@click.option("--teacher-weights", help="Or its weights: default, or a file.")
+@click.option("--out", type=Path, required=True, help="Recipe to write.")
+def finetune_command(
+    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, teacher: Path | None,
+    teacher_weights: str | None, out: Path, **given: Any,
+) -> None:  # fmt: skip
+    """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
+    import dslib
+    from dslib.running import pick_device
+
+    small, found = dslib.load(recipe)
+    loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
+    if teacher is not None:
+        guide = dslib.load(teacher)[0]
+    else:
+        weights = teacher_weights or "none"
+        guide = dslib.load_model(found.model, loaded.classes, weights, found.options).model
+    where = pick_device(device)
+    guide = guide.to(where) if teacher is not None or teacher_weights else None
+    done = dslib.finetune(small.to(where), loaded, guide, dslib.Finetune(**given), _partial(out))
+    dslib.save(out, done.model, found)
+    _partial(out).unlink(missing_ok=True)
+    click.echo(f"accuracy {dslib.evaluate(done.model, loaded.val):.2%}; written: {out}")
+
+
+@app.command("merge")
+@click.argument("recipe", type=Path)
+@click.option("--out", type=Path, required=True, help="Recipe to write.")
+def merge_command(recipe: Path, out: Path) -> None:
+    """Stage 3: merge every removed site of a shrunk network (RECIPE) into one convolution."""
+    import dslib
+
+    small, found = dslib.load(recipe)
+    merged, written = found.merge_into(small)
+    click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
+
+
+@app.command("run")
+@network_options("default")
+@data_options
+@settings(Run, skip=("model", "data", "weights", "image_size", "skip_corrupt", "device"))
+@settings(Train, "pretrain-", OWN, Run.pretrain)
+@settings(Search, "search-", OWN, Run.search)
+@settings(Finetune, "finetune-", OWN, Run.finetune)
+@click.option("--out", type=Path, required=True, help="Folder for everything that the run makes.")
+def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **given: Any) -> None:
+    """All three stages: search, finetune, merge, and a table of what was gained. Run again to go on."""
+    import dslib
+
+    stages = {
+        stage: kind(**{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given})
+        for stage, kind in STAGES.items()
+    }
+    boundary = None if boundary in (None, "none") else boundary
+    config = dslib.Run(options=parse_options(options), boundary=boundary, **stages, **given)
+    record = dslib.run(config, out, click.echo)
+    click.echo(table(record.values))
+    click.echo(f"written: {out}")
+
+
+def table(values: dict[str, Any]) -> str:
+    """What a run gained, as text: original (BatchNorm folded) beside merged."""
+    import pandas as pd
+
+    frame = pd.DataFrame(values["networks"]).T[list(HEADS)].astype(float)
+    frame["accuracy"] *= 100
+    frame[["macs", "parameters"]] /= 1e6
+    speed = values["speedup"]
+    return "\n".join([
+        frame.rename(columns=HEADS | {"accuracy": "accuracy %"}).round(2).to_string(),
+        f"merged is {speed['ratio_of_medians']:.2f} times as fast (quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
+        f"{speed['rounds']} interleaved rounds, batch {values['batch_size']}, {values['runtime']})",
+        f"largest difference of merged to shrunk outputs: {values['largest_relative_difference']:.1e} of the largest; "
+        f"other top-1 on {values['top1_differences']} of {values['val_images']} images",
+    ])  # fmt: skip
+
+
+def _trained(
+    model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool, device: str
+) -> tuple[Any, Any]:
+    """The network and the data; a head that was never trained for the data's classes is refused."""
+    import dslib
+    from dslib.running import pick_device
+
+    loaded = dslib.load_data(data, image_size, skip_corrupt)
+    network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
+    if not trained:
+        raise BadModel(f"{model} with weights {weights!r} is not trained for the {len(loaded.classes)} classes of {data}: "
+                       "give weights that are, or let `dslib run` train it first")  # fmt: skip
+    return network.to(pick_device(device)), loaded
+
+
+def _mask(search_file: Path | None, k: int | None, mask_file: Path | None) -> Any:
+    import dslib
+
+    if mask_file is not None and search_file is None:
+        return dslib.Mask.load(mask_file)
+    if search_file is None or k is None or mask_file is not None:
+        raise BadConfig("expected either --mask, or --search with --k")
+    return dslib.Found.load(search_file).mask(k)
+
+
+def _partial(out: Path) -> Path:
+    return out.with_suffix(".partial.safetensors")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"dslib: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""Command-line options, derived from the fields of the settings classes and shared by the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from typing import Any
+
+import click
+
+from .errors import BadConfig
+
+Command = Callable[..., Any]
+TYPES = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str, "bool": bool}
+
+
+def settings(config: type, prefix: str = "", skip: tuple[str, ...] = (), defaults: Any = None) -> Callable[[Command], Command]:
+    """Decorator: one option for each field of a settings class, `--<prefix><field>`, help from its docstring."""
+
+    def decorate(command: Command) -> Command:
+        texts = _argument_texts(config)
+        for field in reversed([f for f in fields(config) if str(f.type) in TYPES and f.name not in skip]):
+            default = getattr(defaults, field.name) if defaults is not None else field.default
+            required = default is MISSING
+            option = click.option(
+                f"--{prefix}{field.name}".replace("_", "-"), type=TYPES[str(field.type)], required=required,
+                default=None if required else default, is_flag=str(field.type) == "bool",
+                help=texts.get(field.name, ""), show_default=not required,
+            )  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def network_options(weights: str = "none") -> Callable[[Command], Command]:
+    """Decorator: which network; `weights` is the default of --weights."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed([
+            click.option("--model", required=True, help="torchvision or timm name, or package.module:function."),
+            click.option("--weights", default=weights, show_default=True, help="none, default, or a weights file."),
+            click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For the model's function."),
+        ]):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def data_options(command: Command) -> Command:
+    """Decorator: which data."""
+    for option in reversed([
+        click.option("--data", required=True, help="digits, imagenette, cifar10, imagenet, a folder, or a .npz file."),
+        click.option("--image-size", type=int, help="Side in pixels."),
+        click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def image_size_option(command: Command) -> Command:
+    """Decorator: the image size, where no data says it."""
+    return click.option("--image-size", default=224, show_default=True, help="Side in pixels.")(command)
+
+
+def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
+    """'name=value' words as keyword arguments; values are JSON where they can be read so."""
+    import json
+
+    parsed: dict[str, Any] = {}
+    for word in options:
+        name, equals, value = word.partition("=")
+        if not (name.isidentifier() and equals):
+            raise BadConfig(f"--model-option: expected NAME=VALUE, found {word!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
+
+
+def _argument_texts(config: type) -> dict[str, str]:
+    """Field name -> its line under 'Args:' in the class docstring, base classes included."""
+    texts: dict[str, str] = {}
+    for kind in reversed(config.__mro__):
+        for line in (kind.__doc__ or "").partition("Args:")[2].splitlines():
+            name, colon, text = line.strip().partition(": ")
+            if colon:
+                texts.update({part.strip(): text for part in name.split(",")})
+    return texts

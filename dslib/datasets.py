@@ -1,0 +1,333 @@
+"""Datasets by name or path. Small sets are held in memory as uint8, large ones are read as they are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import BadConfig, BadData, nearest, require
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NAMES = ("digits", "imagenette", "cifar10", "imagenet")
+IN_MEMORY_BYTES = 4 * 2**30
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in memory.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        augment: applied to each training image (3, H, W) uint8; must keep its shape.
+    """
+
+    images: Tensor
+    labels: Tensor
+    augment: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
+        """Batches of normalised float images (B, 3, H, W) and labels (B,).
+
+        Args:
+            batch_size: images a batch; the last may be smaller.
+            order: indices to visit; default all, in their own order.
+            augmented: whether to augment.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        for chosen in order.split(batch_size):
+            images = self.images[chosen]
+            if augmented and self.augment is not None:
+                images = torch.stack([self.augment(image) for image in images])
+            yield normalise(images), self.labels[chosen]
+
+    def first(self, count: int, seed: int = 0) -> Split:
+        """A random part of `count` images, the same for the same seed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return replace(self, images=self.images[order], labels=self.labels[order])
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images read from disk as they are used; the same interface as `Split`."""
+
+    folder: ImageFolder
+    augment: Any
+    resize: Any
+    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 16))
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
+        """As `Split.batches`, decoding in worker processes."""
+        from torch.utils.data import DataLoader, Subset
+
+        folder = _with_transform(self.folder, self.augment if augmented else self.resize)
+        chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
+        for images, labels in DataLoader(chosen, batch_size, num_workers=self.workers):
+            yield normalise(images), labels
+
+    def first(self, count: int, seed: int = 0) -> Split:
+        """A random part of `count` images, in memory."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        folder = _with_transform(self.folder, self.resize)
+        images = torch.stack([folder[int(i)][0] for i in order])
+        return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset: its classes in label order, a training and a validation split, the image size in pixels."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split | FolderSplit
+    val: Split | FolderSplit
+    image_size: int
+
+
+def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = False) -> Data:
+    """The dataset called `name`, or at the path `name`.
+
+    `DSLIB_DATA` names a folder that is searched first, then `./data` and `~/.cache/dslib`; what is in none of
+    them is downloaded by torchvision.
+
+    Args:
+        name: digits, imagenette, cifar10, imagenet; a folder with train/ and val/, one folder a class in each;
+            or a .npz with x_train, y_train, x_test, y_test.
+        image_size: side in pixels; default 32 for digits, CIFAR and arrays (their own), 128 for photos.
+        skip_corrupt: leave unreadable images out (they are counted and named) instead of stopping.
+    Raises:
+        BadData: if there is no such dataset, or it is empty or corrupt; the message says what to type.
+    """
+    require(image_size is None or (isinstance(image_size, int) and image_size > 0),
+            f"image_size is in pixels: expected a positive whole number, found {image_size!r}")  # fmt: skip
+    if name == "digits":
+        return _digits(image_size or 32)
+    if name == "cifar10":
+        return _cifar10(image_size)
+    if name in ("imagenette", "imagenet"):
+        return _folder(name, _find_photos(name), image_size or (224 if name == "imagenet" else 128), skip_corrupt)
+    path = Path(name).expanduser()
+    if path.suffix == ".npz" and path.is_file():
+        return _arrays(path.stem, path, image_size)
+    if path.is_dir():
+        return _folder(path.resolve().name, path, image_size or 128, skip_corrupt)
+    raise BadData(
+        f"{nearest('dataset', name, NAMES)}; or give a folder with train/ and val/, or a .npz file that exists"
+    )
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float, with ImageNet's mean and standard deviation, channels last."""
+    mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    scaled = (images.float() / 255 - mean) / std
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def data_folders() -> list[Path]:
+    """Where datasets and weights are looked for, in order."""
+    named = os.environ.get("DSLIB_DATA")
+    return [*([Path(named)] if named else []), Path("data"), Path.home() / ".cache" / "dslib"]
+
+
+def find_file(*names: str) -> Path | None:
+    """The first of `names` that exists in one of `data_folders`."""
+    paths = (folder / name for folder in data_folders() for name in names)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _digits(image_size: int) -> Data:
+    """scikit-learn's handwritten digits (UCI), 8 x 8 enlarged; 1,437 to train on, 360 held back."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    small = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
+    large = torch.nn.functional.interpolate(small, size=image_size, mode="bilinear").round().byte()
+    images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(found.target).long()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, rest = order[:360], order[360:]
+    train = Split(images[rest], labels[rest], _shifts(image_size))
+    return Data("digits", tuple("0123456789"), train, Split(images[held], labels[held]), image_size)
+
+
+def _cifar10(image_size: int | None) -> Data:
+    path = find_file("cifar10.npz")
+    if path is not None:
+        return _arrays("cifar10", path, image_size)
+    from torchvision.datasets import CIFAR10
+
+    cache = data_folders()[-1]
+    try:
+        parts = [CIFAR10(cache, train=train, download=True) for train in (True, False)]
+    except Exception as error:  # urllib, hashing and disk errors alike
+        raise BadData(f"CIFAR-10 is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
+    arrays = {}
+    for part, key in zip(parts, ("train", "test"), strict=True):
+        arrays[f"x_{key}"], arrays[f"y_{key}"] = part.data, np.asarray(part.targets)
+    return _from_arrays("cifar10", arrays, image_size)
+
+
+def _arrays(name: str, path: Path, image_size: int | None) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            arrays = {key: found[key] for key in found.files}
+    except Exception as error:  # zip, header and pickle errors alike
+        raise BadData(f"{path} is not a readable .npz file: {error}") from error
+    return _from_arrays(name, arrays, image_size)
+
+
+def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> Data:
+    expected = ("x_train", "y_train", "x_test", "y_test")
+    require(set(expected) <= set(arrays), f"{name}: expected arrays {', '.join(expected)}, found "
+            f"{', '.join(sorted(arrays)) or 'none'}", BadData)  # fmt: skip
+    splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")]
+    classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
+    size = splits[0].images.shape[-1]
+    train = replace(splits[0], augment=_shifts(size, flip=True))
+    return Data(name, classes, train, splits[1], size)
+
+
+def _array_split(name: str, x: Any, y: Any, image_size: int | None) -> Split:
+    require(x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and len(x) == len(y) > 0,
+            f"{name}: expected images (N, H, W, 3) uint8 and as many labels, found {x.shape} {x.dtype} and {y.shape}",
+            BadData)  # fmt: skip
+    images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
+    if image_size is not None and images.shape[-1] != image_size:
+        from torchvision.transforms.v2.functional import resize
+
+        images = resize(images, [image_size, image_size], antialias=True)
+    return Split(images, torch.from_numpy(np.asarray(y)).long().reshape(-1))
+
+
+_HOW = "go online, or set DSLIB_DATA to a folder that holds it"
+
+
+def _places() -> str:
+    return ", ".join(str(folder) for folder in data_folders())
+
+
+def _find_photos(name: str) -> Path:
+    if name == "imagenet":
+        path = find_file("imagenet", "imagenet-1k", "ILSVRC2012")
+        require(path is not None, f"ImageNet is not in {_places()}: set DSLIB_DATA to the folder that holds imagenet/, "
+                "or give the path of the folder that holds train/ and val/", BadData)  # fmt: skip
+        return path  # type: ignore[return-value]
+    path = find_file("imagenette128", "imagenette2-160", "imagenette2-320", "imagenette2")
+    if path is not None:
+        return path
+    from torchvision.datasets import Imagenette
+
+    cache = data_folders()[-1]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        Imagenette(str(cache), size="160px", download=True)
+    except Exception as error:  # urllib, hashing and disk errors alike
+        raise BadData(f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
+    return cache / "imagenette2-160"
+
+
+def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
+    """A folder with train/ and val/, one folder a class in each."""
+    folders = [_image_folder(path / part) for part in ("train", "val")]
+    train, val = folders
+    require(train.classes == val.classes, f"{path}: train/ and val/ hold different classes: "
+            f"{sorted(set(train.classes) ^ set(val.classes))[:5]}", BadData)  # fmt: skip
+    large = 3 * image_size**2 * (len(train) + len(val)) > IN_MEMORY_BYTES
+    crop, augment = _centre(image_size, name), _random_crop(image_size)
+    if large:
+        splits: list[Any] = [FolderSplit(folder, augment, crop) for folder in folders]
+    else:
+        splits = [_read_all(folder, crop, skip_corrupt) for folder in folders]
+        splits[0] = replace(splits[0], augment=augment)
+    return Data(name, tuple(train.classes), splits[0], splits[1], image_size)
+
+
+def _image_folder(path: Path) -> ImageFolder:
+    from torchvision.datasets import ImageFolder
+
+    require(path.is_dir(), f"no folder {path}: expected a dataset folder with train/ and val/ in it, "
+            "each with one folder of images a class", BadData)  # fmt: skip
+    try:
+        return ImageFolder(str(path))
+    except (FileNotFoundError, OSError) as error:
+        raise BadData(f"{path}: {str(error).splitlines()[0]}: every class folder needs an image") from error
+
+
+def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        read = list(pool.map(lambda sample: _read(sample[0], crop), folder.samples))
+    corrupt = [path for (path, _), image in zip(folder.samples, read, strict=True) if image is None]
+    if corrupt:
+        report = f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
+        require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
+        print(f"warning: {report}; left out")
+    whole = [i for i, image in enumerate(read) if image is not None]
+    require(bool(whole), f"{folder.root}: no readable image", BadData)
+    return Split(torch.stack([read[i] for i in whole]), torch.tensor([folder.targets[i] for i in whole]))
+
+
+def _read(path: str, crop: Any) -> Tensor | None:
+    """The image, cropped, (3, S, S) uint8; None if it cannot be read."""
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    try:
+        with Image.open(path) as image:
+            return crop(pil_to_tensor(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError):  # what Pillow raises for corrupt files
+        return None
+
+
+def _with_transform(folder: ImageFolder, crop: Any) -> ImageFolder:
+    from copy import copy
+
+    from torchvision.transforms import v2
+
+    new = copy(folder)
+    new.transform = v2.Compose([v2.PILToTensor(), crop])
+    return new
+
+
+def _centre(size: int, name: str) -> Any:
+    """Shorter side to `size` (for ImageNet to size / 0.875, as its published accuracies do), centre crop."""
+    from torchvision.transforms import v2
+
+    resize = round(size / 0.875) if name == "imagenet" else size
+    return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+
+
+def _random_crop(size: int) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+
+
+def _shifts(size: int, flip: bool = False) -> Any:
+    """Random shifts by an eighth of the image; left-right flips where mirror images mean the same."""
+    from torchvision.transforms import v2
+
+    shift = v2.RandomCrop(size, padding=size // 8)
+    return v2.Compose([shift, v2.RandomHorizontalFlip()]) if flip else shift
+
+
+def check_batch_size(batch_size: int, split: Sequence[Any]) -> None:
+    """Raise `BadConfig` unless the split has at least one whole batch."""
+    if len(split) < batch_size:
+        raise BadConfig(f"batch_size {batch_size} is larger than the split of {len(split)} images: choose a smaller one")

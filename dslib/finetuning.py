@@ -1,0 +1,107 @@
+"""Stage 2, finetune: recover accuracy after shrinking, by self-distillation from the unshrunk network."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .datasets import Data
+from .errors import BadModel, require
+from .shrinking import set_fade, settle
+from .training import History, Train, evaluate, train
+
+
+@dataclass(frozen=True)
+class Finetune(Train):
+    """Settings of a finetuning; defaults are the paper's on ImageNet.
+
+    Args:
+        alpha: weight of the teacher's soft labels against the true labels.
+        temperature: of the softmax on both sides of the distillation.
+        fade: share of the training over which the activations of a network from `fade` go out linearly.
+    """
+
+    alpha: float = 0.7
+    temperature: float = 1.0
+    fade: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        require(0 <= self.alpha <= 1, f"alpha: expected 0 to 1, found {self.alpha}")
+        require(self.temperature > 0, f"temperature: expected more than 0, found {self.temperature}")
+        require(0 < self.fade < 1, f"fade: expected between 0 and 1, found {self.fade}")
+
+
+class Finetuned(NamedTuple):
+    """A finetuned network in eval, and one row an epoch."""
+
+    model: nn.Module
+    history: History
+
+
+def finetune(
+    small: nn.Module,
+    data: Data,
+    teacher: nn.Module | None = None,
+    config: Finetune | None = None,
+    checkpoint: Path | None = None,
+) -> Finetuned:
+    """A finetuned copy of a shrunk network.
+
+    The loss is alpha * CE(teacher's softmax) + (1 - alpha) * CE(labels). Activations of a network from `fade` go
+    out linearly over the first part of the training, and are out in what is returned.
+
+    Args:
+        small: from `shrink` or `fade`, on the device to train on; left as it is.
+        data: what to train on.
+        teacher: the unshrunk network; None trains on labels alone.
+        config: the settings.
+        checkpoint: where to keep the state after every epoch.
+    Raises:
+        BadModel: if the teacher does no better than chance: its head was never trained for these classes.
+    Source: Fu et al., ICML 2022, stage 2; self-distillation and its weights as in the released settings.
+    """
+    config = config or Finetune()
+    student = copy.deepcopy(small)
+    if teacher is not None:
+        check_teacher(teacher, data)
+        teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        logits = network(images)
+        value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        if teacher is None:
+            return value
+        return config.alpha * distillation(logits, teacher(images), config.temperature) + (1 - config.alpha) * value
+
+    def note(epoch: int) -> dict[str, Any]:
+        return {"val_accuracy": evaluate(student, data.val)}
+
+    history = train(
+        student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune",
+        before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
+    )  # fmt: skip
+    return Finetuned(settle(student).eval(), history)
+
+
+def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy of the student's softmax against the teacher's, both (N, classes), times temperature squared."""
+    soft = (target / temperature).softmax(1)
+    return F.cross_entropy(logits / temperature, soft) * temperature**2
+
+
+def check_teacher(teacher: nn.Module, data: Data, images: int = 512) -> None:
+    """Raise `BadModel` unless the teacher is clearly better than chance on some training images."""
+    part = data.train.first(images)
+    accuracy, chance = evaluate(teacher, part), 1 / len(data.classes)
+    margin = 3 * (chance * (1 - chance) / len(part)) ** 0.5
+    require(accuracy > chance + margin,
+            f"the teacher is right on {accuracy:.1%} of {len(part)} training images, chance is {chance:.1%}: its head is "
+            f"not trained for these {len(data.classes)} classes; train it first, or give its weights", BadModel)  # fmt: skip

@@ -1,0 +1,213 @@
+"""What a network costs: multiply-accumulates, parameters, and latency measured interleaved."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import DslibError, require
+from .records import machine
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's mallopt parameters
+_KEEP_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of several networks, measured in turns.
+
+    Args:
+        ms: name -> one latency (ms per batch) a round; round i of all names was measured together.
+        batch_size: images a batch.
+        device, runtime: what it ran on.
+    """
+
+    ms: dict[str, np.ndarray]
+    batch_size: int
+    device: str
+    runtime: str
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Per network: median latency and its quartiles in ms, images per second."""
+        import pandas as pd
+
+        rows = {}
+        for name, ms in self.ms.items():
+            low, mid, high = np.percentile(ms, [25, 50, 75])
+            rows[name] = {"latency_ms": mid, "q25_ms": low, "q75_ms": high, "images_per_s": 1e3 * self.batch_size / mid}
+        return pd.DataFrame(rows).T
+
+    def median(self, name: str) -> float:
+        """Median latency in ms per batch."""
+        return float(np.median(self.ms[name]))
+
+    def speedup(self, name: str, over: str) -> tuple[float, float, float]:
+        """How many times faster `name` is than `over`: ratio of medians, and quartiles of the rounds' ratios."""
+        low, high = np.percentile(self.ms[over] / self.ms[name], [25, 75])
+        return self.median(over) / self.median(name), float(low), float(high)
+
+
+def measure(
+    models: Mapping[str, nn.Module], images: Tensor, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
+) -> Timing:
+    """Latency of several networks on one batch, in turns (A B A B ...), eager, channels last, no gradients.
+
+    In turns, so that a slow spell of the machine hits all alike and ratios stay honest.
+
+    Args:
+        models: name -> network or layer; copies are measured, in eval.
+        images: (N, C, H, W); its device is where they run.
+        rounds: measurements of each.
+        warmup: unmeasured runs of each before.
+        at_least_ms: a quick layer is run several times a measurement, until it takes this long.
+    """
+    require(bool(models) and rounds > 0, "expected at least one network and one round to measure")
+    tune_allocator()
+    ready = {name: _ready(model, images) for name, model in models.items()}
+    images = images.contiguous(memory_format=torch.channels_last)
+    ms: dict[str, list[float]] = {name: [] for name in ready}
+    with torch.inference_mode():
+        repeats = {name: _repeats(model, images, warmup, at_least_ms) for name, model in ready.items()}
+        for _ in range(rounds):
+            for name, model in ready.items():
+                ms[name].append(_time_once(model, images, repeats[name]))
+    arrays = {name: np.array(values) for name, values in ms.items()}
+    return Timing(arrays, len(images), str(images.device), "eager, channels_last, fp32")
+
+
+def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image, (C, H, W): convolutions and matrix products; half of torch's FLOPs.
+
+    BatchNorm, activations and adds are not counted. Runs on the `meta` device.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    ghost = copy.deepcopy(model).to("meta").eval()
+    dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))
+    return int(counter.get_total_flops()) // 2
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; buffers (BatchNorm statistics) are not counted."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy, in eval, with each BatchNorm that directly follows a convolution folded into it.
+
+    What follows what is seen in one forward pass, so any model's code will do; the result is checked.
+
+    Args:
+        model: the network.
+        images: (N, C, H, W), any values; on the network's device.
+    Raises:
+        DslibError: if the folded copy does not agree with the network.
+    """
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    folded = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        expected = model.eval()(images) if not model.training else copy.deepcopy(model).eval()(images)
+        for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):
+            folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, bn))
+            folded.set_submodule(bn_name, nn.Sequential(*bn.children()))
+        found = folded(images)
+    error = (found - expected).abs().max().item()
+    limit = 1e-3 * expected.abs().max().item() + 1e-6
+    require(error <= limit, f"folding BatchNorm changed the output by {error:.2g}: please report the model", DslibError)
+    return folded
+
+
+def accelerator() -> torch.device:
+    """The device to use unless told otherwise: CUDA, MPS, or the CPU."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found if found is not None else torch.device("cpu")
+
+
+def tune_allocator() -> str:
+    """Keep glibc from giving large activations back to the system after every layer; returns the setting.
+
+    Otherwise each call page-faults anew, which slows large activations most and flatters the smaller network.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return "system default"
+    libc = ctypes.CDLL(None)
+    done = libc.mallopt(_MMAP_THRESHOLD, _KEEP_BYTES) and libc.mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
+    return f"glibc, mmap and trim thresholds {_KEEP_BYTES}" if done else "glibc default"
+
+
+def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """This machine for a record, with device, threads and allocator setting."""
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    extra = {"cuda": torch.version.cuda, "gpu": name} if name else {}
+    return machine(device=str(device), threads=torch.get_num_threads(), allocator=tune_allocator(), **extra)
+
+
+def _ready(model: nn.Module, images: Tensor) -> nn.Module:
+    ready = copy.deepcopy(model).eval().to(images.device)
+    return ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _repeats(model: nn.Module, images: Tensor, warmup: int, at_least_ms: float) -> int:
+    for _ in range(max(warmup, 1)):
+        took = _time_once(model, images, 1)
+    return max(1, round(at_least_ms / max(took, 1e-3)))
+
+
+def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
+    """Milliseconds of one run, the mean of `repeats` in a row."""
+    if images.device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(repeats):
+            model(images)
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / repeats
+    start = time.perf_counter()
+    for _ in range(repeats):
+        model(images)
+    if images.device.type == "mps":
+        torch.mps.synchronize()
+    return 1e3 * (time.perf_counter() - start) / repeats
+
+
+def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
+    """Convolutions called once whose output a BatchNorm called once reads."""
+    calls: dict[str, int] = {}
+    made: dict[int, tuple[str, nn.Conv2d, Tensor]] = {}
+    pairs: list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                made[id(output)] = (name, module, output)  # holding the output keeps its id from being reused
+            elif not hasattr(module, "ring") and id(inputs[0]) in made:  # hoisted ones also pad: not folded
+                conv_name, conv, _ = made[id(inputs[0])]
+                pairs.append(((conv_name, conv), (name, module)))
+
+        return hook
+
+    watched = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    hooks = [module.register_forward_hook(note(name)) for name, module in watched]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+    return [pair for pair in pairs if calls[pair[0][0]] == calls[pair[1][0]] == 1]

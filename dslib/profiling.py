@@ -1,0 +1,118 @@
+"""What each site costs on this device: kept, linear (activations out) and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from . import records
+from .errors import BadRecord, MaskMismatch, require
+from .measuring import fold_batchnorm, measure
+from .merging import merge_block, shrunk_blocks
+from .shrinking import shrink
+from .sites import Mask, Sites, in_channels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Latency of every mergeable site in its three states, and of the whole network.
+
+    Args:
+        kept, linear, merged: site name -> median latency, ms per batch, BatchNorm folded (but in linear blocks,
+            where hoisted padding stands between).
+        total: the whole network's, ms per batch, all sites kept.
+        batch_size, image_size: what it was measured at.
+        device, runtime: where.
+    """
+
+    kept: dict[str, float]
+    linear: dict[str, float]
+    merged: dict[str, float]
+    total: float
+    batch_size: int
+    image_size: int
+    device: str
+    runtime: str
+
+    @property
+    def savings(self) -> dict[str, float]:
+        """Site name -> ms per batch saved by merging it; negative where merging costs time."""
+        return {name: self.kept[name] - self.merged[name] for name in self.kept}
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a site, in ms per batch."""
+        import pandas as pd
+
+        columns = {"kept_ms": self.kept, "linear_ms": self.linear, "merged_ms": self.merged, "saving_ms": self.savings}
+        return pd.DataFrame(columns)
+
+    def predict(self, mask: Mask) -> float:
+        """Predicted latency of the merged network, ms per batch: the whole network's less the savings.
+
+        Raises:
+            MaskMismatch: if the mask removes a site that was not measured.
+        """
+        unknown = set(mask.removed) - set(self.kept)
+        require(not unknown, f"no measured cost for {sorted(unknown)}: profile the network the mask is for", MaskMismatch)
+        return self.total - sum(self.savings[name] for name in mask.removed)
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as JSON."""
+        return records.write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path | str) -> CostTable:
+        """What `save` wrote.
+
+        Raises:
+            BadRecord: if the file is something else.
+        """
+        try:
+            return cls(**records.read_json(path))
+        except TypeError as error:
+            raise BadRecord(f"{path} is not a cost table: {error}") from error
+
+
+def profile(
+    model: nn.Module,
+    sites: Sites,
+    batch_size: int = 32,
+    boundary: Callable[[], nn.Module] | None = None,
+    rounds: int = 15,
+) -> CostTable:
+    """Measure every mergeable site, kept, linear and merged in turns, on the model's device.
+
+    Args:
+        model: the network; left as it is.
+        sites: of the model; their image size is what is measured at.
+        batch_size: images a batch.
+        boundary: activation after removed blocks, counted as part of them.
+        rounds: measurements of each.
+    """
+    require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
+    sites.check_k(len(sites) - len(sites.mergeable))
+    device = next(model.parameters()).device
+    linear = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
+    costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
+    for site in sites:
+        if not site.mergeable or site.input_shape is None:
+            continue
+        images = torch.randn(batch_size, *site.input_shape, device=device)
+        block = fold_batchnorm(model.get_submodule(site.name), images)
+        states = {"kept": block, "linear": linear[site.name], "merged": merge_block(linear[site.name], site.name)}
+        timing = measure(states, images, rounds)
+        for state in states:
+            costs[state][site.name] = timing.median(state)
+    images = torch.randn(batch_size, in_channels(model), sites.image_size, sites.image_size, device=device)
+    whole = measure({"all": fold_batchnorm(model, images)}, images, rounds)
+    return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
+                     device=str(device), runtime=whole.runtime)  # fmt: skip

@@ -1,0 +1,262 @@
+"""The whole way, from a network and a dataset to a merged network and a record; every stage can be taken up again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import exporting, records
+from .datasets import Data, load_data
+from .errors import BadConfig, require
+from .exporting import Recipe, activation
+from .finetuning import Finetune, finetune
+from .measuring import accelerator, count_macs, count_parameters, fold_batchnorm, measure, this_machine, tune_allocator
+from .models import find_head, load_model
+from .profiling import CostTable, profile
+from .searching import Found, Search, search
+from .shrinking import fade
+from .sites import find_sites
+from .training import Train, evaluate, groups, predict, top1, train
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of a whole run; defaults suit a laptop and ten classes, not ImageNet (see `Search`, `Finetune`).
+
+    Args:
+        model, weights, options: as for `load_model`.
+        data, image_size, skip_corrupt: as for `load_data`.
+        k: number of sites kept.
+        boundary: name of the boundary activation in torch.nn, or None.
+        pretrain: of a network without weights, or of a new head.
+        search, finetune: of stages 1 and 2; their k and seed are those here.
+        batch_size: at which latency is measured.
+        rounds: measurements of latency.
+        device: 'auto', or a torch device.
+        seed: of everything.
+    """
+
+    model: str
+    data: str
+    k: int
+    weights: str = "default"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    skip_corrupt: bool = False
+    boundary: str | None = None
+    pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
+    search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8)
+    finetune: Finetune = Finetune(epochs=9, lr=0.1, batch_size=64)
+    batch_size: int = 32
+    rounds: int = 40
+    device: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Hand k and seed down to the stages; check what needs no network."""
+        activation(self.boundary)
+        for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
+            object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
+
+
+def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> records.Record:
+    """Search, shrink, finetune and merge; measure; write everything to `out`; return the record.
+
+    `out` gets config.json, original, shrunk and merged (each .json and .safetensors), cost.json, search.json,
+    mask.json and record.json. A stage whose file stands is not done again; a stage that was stopped goes on from its
+    last whole epoch.
+
+    Raises:
+        BadConfig: if `out` holds a run with other settings, or cannot be written.
+    """
+    out = Path(out)
+    _claim(out, config)
+    tune_allocator()
+    torch.manual_seed(config.seed)
+    device = pick_device(config.device)
+    data = load_data(config.data, config.image_size, config.skip_corrupt)
+    stage = _Stages(out, echo)
+    model, recipe = stage.network("original", lambda: _original(config, data, device, out))
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sites = find_sites(model, data.image_size)
+    sites.check_k(config.k)
+    boundary = activation(config.boundary)
+    cost = stage.file(
+        "cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary)
+    )
+    found = stage.file(
+        "search", Found.load,
+        lambda: search(model, data, sites, cost.savings, config.search, out / "search.partial.safetensors"),
+    )  # fmt: skip
+    mask = found.mask(config.k)
+    mask.save(out / "mask.json")
+    echo(repr(mask))
+    shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
+
+    def stage2() -> tuple[nn.Module, Recipe]:
+        small = fade(model, mask, boundary, data.image_size)
+        done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors")
+        return done.model, shrunk_recipe
+
+    small, _ = stage.network("shrunk", stage2)
+    merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small))
+    networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
+    values = compare(networks, data, config) | {"k": mask.k, "removed": list(mask.removed)}
+    record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
+    record.save(out / "record.json")
+    for leftover in out.glob("*.partial.safetensors"):
+        leftover.unlink()
+    return record
+
+
+def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[str, Any]:
+    """Accuracy, cost and latency of the original and the merged network, and how well merged equals shrunk.
+
+    Latency is measured in turns, with BatchNorm folded on both sides.
+    """
+    shape = (3, data.image_size, data.image_size)
+    device = next(networks["original"].parameters()).device
+    images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    logits = {name: predict(network, data.val) for name, network in networks.items()}
+    folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
+    timing = measure(folded, images, config.rounds)
+    rows = {
+        name: {
+            "accuracy": top1(logits[name], data.val),
+            "macs": count_macs(network, shape),
+            "parameters": count_parameters(network),
+            **timing.frame.loc[name].to_dict(),
+        }
+        for name, network in folded.items()
+    }
+    ratio, low, high = timing.speedup("merged", over="original")
+    return {
+        "networks": rows,
+        "speedup": {"ratio_of_medians": ratio, "q25": low, "q75": high, "rounds": config.rounds},
+        "batch_size": config.batch_size, "image_size": data.image_size, "runtime": timing.runtime,
+        "val_images": len(data.val),
+        "shrunk_accuracy": top1(logits["shrunk"], data.val),
+        **agreement(logits["shrunk"], logits["merged"]),
+    }  # fmt: skip
+
+
+def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
+    """How far two networks' logits (N, classes) differ: relative to the largest, and in top-1.
+
+    An image whose two best logits are closer than 1e-4 in `a` has no clear top-1 and is not counted.
+    """
+    best = a.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] >= 1e-4
+    return {
+        "largest_relative_difference": ((a - b).abs().max() / a.abs().max()).item(),
+        "top1_differences": int((a.argmax(1) != b.argmax(1))[clear].sum()),
+        "top1_unclear": int((~clear).sum()),
+    }
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device called `name`; 'auto' is the accelerator, if there is one.
+
+    Raises:
+        BadConfig: if there is no such device here.
+    """
+    if name == "auto":
+        return accelerator()
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadConfig(f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto") from error
+
+
+class _Stages:
+    """Results kept in files: made once, loaded ever after."""
+
+    def __init__(self, out: Path, echo: Callable[[str], None]) -> None:
+        self.out, self.echo = out, echo
+
+    def file(self, name: str, load: Callable[[Path], T], make: Callable[[], T]) -> T:
+        path = self.out / f"{name}.json"
+        if path.exists():
+            self.echo(f"{name}: taken from {path}")
+            return load(path)
+        self.echo(f"{name} ...")
+        made = make()
+        made.save(path)  # type: ignore[attr-defined]
+        return made
+
+    def network(self, name: str, make: Callable[[], tuple[nn.Module, Recipe]]) -> tuple[nn.Module, Recipe]:
+        path = self.out / f"{name}.json"
+        if path.exists():
+            self.echo(f"{name}: taken from {path}")
+            return exporting.load(path)
+        self.echo(f"{name} ...")
+        model, recipe = make()
+        exporting.save(path, model, recipe)
+        return model.eval(), recipe
+
+
+def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple[nn.Module, Recipe]:
+    """The network to shrink, trained as far as its weights are not."""
+    loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
+    model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    find_sites(model, data.image_size).check_k(config.k)  # before hours of training, not after
+    if not loaded.trained:
+        pretrain(model, data, config, head_only=config.weights != "none", checkpoint=out / "original.partial.safetensors")
+    return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
+
+
+def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None) -> None:
+    """Train a network in place from random weights, or only its new head on top of pretrained ones."""
+    parameters = None
+    if head_only:
+        parameters = [{"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}]
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        if head_only:
+            network.eval()  # the statistics of BatchNorm stay those of the pretrained weights
+        return F.cross_entropy(network(images), labels, label_smoothing=config.pretrain.label_smoothing)
+
+    train(model, data, loss, config.pretrain, parameters=parameters or groups(model, config.pretrain),
+          after_epoch=lambda _: {"val_accuracy": evaluate(model, data.val)}, checkpoint=checkpoint,
+          title="train the head" if head_only else "train the original")  # fmt: skip
+
+
+def _claim(out: Path, config: Run) -> None:
+    """Write the settings into `out`, or check that those there are the same."""
+    path = out / "config.json"
+    if path.exists():
+        found, own = records.read_json(path), _plain(config)
+        other = sorted(key for key in {*own, *found} if own.get(key) != found.get(key))
+        require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
+    else:
+        records.write_json(path, _plain(config))
+
+
+def _plain(config: Run) -> dict[str, Any]:
+    return asdict(config)
+
+
+def _command(config: Run) -> str:
+    """The command line that repeats the run, settings that are defaults left out."""
+    words = ["dslib", "run", "--model", config.model, "--data", Path(config.data).name, "--k", str(config.k)]
+    default = Run(config.model, config.data, config.k)
+    for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
+        if getattr(config, name) != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    words += [word for key, value in config.options.items() for word in ("--model-option", f"{key}={value}")]
+    for stage in ("pretrain", "search", "finetune"):
+        own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
+        changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}
+        words += [word for key, value in changed.items() for word in (f"--{stage}-{key.replace('_', '-')}", str(value))]
+    return shlex.join([*words, "--out", "runs/x"])

@@ -1,0 +1,263 @@
+"""Stage 1, search: learn which k sites keep their activations. One search yields a mask for every k.
+
+Each site has one real number m and one gate, shared by all its activations: y = x + g * (act(x) - x), with g
+the hard top-k indicator of m forward, and the gradient of m straight through backward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import records
+from .datasets import Data
+from .errors import BadConfig, BadRecord, require
+from .shrinking import activation_module, replace_activation
+from .sites import Mask, Sites
+from .tracing import removable_activations, trace
+from .training import History, Train, groups, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+GATES = "dslib_gates"
+
+
+@dataclass(frozen=True)
+class Search(Train):
+    """Settings of a search; defaults are the paper's on ImageNet.
+
+    Args:
+        k: sites kept at the end of the search.
+        latency_weight: lambda of the latency-aware decay, in loss per unit of m.
+        anneal: share of the training over which the number of open gates falls from all to k; 0 is the paper's:
+            k from the first step.
+        gate_lr_scale: learning rate of m, relative to the weights'.
+    """
+
+    k: int = 8
+    latency_weight: float = 0.0
+    anneal: float = 0.0
+    gate_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        require(0 <= self.anneal <= 1, f"anneal: expected 0 to 1, found {self.anneal}")
+        require(self.gate_lr_scale > 0, f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search learnt.
+
+    Args:
+        m: site name -> importance, for the sites that can be removed.
+        always_kept: sites that cannot be merged.
+        order: all site names, in the network's order.
+        history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
+    """
+
+    m: dict[str, float]
+    always_kept: tuple[str, ...]
+    order: tuple[str, ...]
+    history: History = field(default_factory=list)
+
+    def mask(self, k: int) -> Mask:
+        """The mask that keeps k sites: the most important ones (and those that cannot be merged).
+
+        Raises:
+            MaskMismatch: if k is below the number of sites that cannot be merged, or above that of all sites.
+        """
+        low, high = len(self.always_kept), len(self.order)
+        from .errors import MaskMismatch
+
+        require(low <= k <= high, f"k is the number of sites kept: expected {low} to {high}, found {k}", MaskMismatch)
+        ranked = sorted(self.m, key=lambda name: -self.m[name])
+        kept = {*self.always_kept, *ranked[: k - low]}
+        return Mask({name: name in kept for name in self.order})
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a site: its importance and its rank (1 is kept longest)."""
+        import pandas as pd
+
+        frame = pd.DataFrame({"m": self.m})
+        frame["rank"] = frame["m"].rank(ascending=False, method="first").astype(int)
+        return frame
+
+    def save(self, path: Path | str) -> Path:
+        """Write it as JSON."""
+        content = {"m": self.m, "always_kept": self.always_kept, "order": self.order, "history": self.history}
+        return records.write_json(path, content)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Found:
+        """What `save` wrote.
+
+        Raises:
+            BadRecord: if the file is something else.
+        """
+        found = records.read_json(path)
+        try:
+            return cls(found["m"], tuple(found["always_kept"]), tuple(found["order"]), found["history"])
+        except (KeyError, TypeError) as error:
+            raise BadRecord(f"{path} is not a search result: {error}") from error
+
+
+class Gates(nn.Module):
+    """The importances of all sites and which gates are open: exactly `k` at every step.
+
+    Args:
+        names: of the sites.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.m = nn.Parameter(torch.ones(len(names)))
+        self.open = [True] * len(names)
+
+    def keep(self, k: int) -> None:
+        """Open the gates of the k largest m, close the others; ties go to the earlier site."""
+        require(0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig)
+        ranked = sorted(range(len(self.names)), key=lambda i: (-self.m[i].item(), i))
+        for place, i in enumerate(ranked):
+            self.open[i] = place < k
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the sites whose gates are open."""
+        return tuple(name for name, on in zip(self.names, self.open, strict=True) if on)
+
+
+class Gate(nn.Module):
+    """An activation behind its site's gate: y = x + g * (act(x) - x), elementwise.
+
+    Args:
+        act: the activation; must leave its input as it is.
+        gates: shared by all.
+        index: of the site among them.
+    """
+
+    def __init__(self, act: nn.Module, gates: Gates, index: int) -> None:
+        super().__init__()
+        self.act, self.index = act, index
+        self._gates = [gates]  # in a list: every gate would otherwise register the shared module as its own
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation if the gate is open, x bit for bit if not."""
+        gates = self._gates[0]
+        y = self.act(x) if gates.open[self.index] else x
+        return _StraightThrough.apply(y, x.detach(), gates.m[self.index], self.act)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Passes y on; gives m the gradient sum(grad * (act(x) - x)), recomputed in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, m: Tensor, act: nn.Module) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.act = act
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return grad, None, (grad * (ctx.act(x) - x)).sum(), None
+
+
+def add_gates(model: nn.Module, sites: Sites) -> tuple[nn.Module, Gates]:
+    """A copy of the network with a gate at every inner activation of every mergeable site.
+
+    State keys stay, but for the importances, `dslib_gates.m`.
+    """
+    gated, gates = copy.deepcopy(model), Gates(sites.mergeable)
+    for index, name in enumerate(gates.names):
+        traced = trace(gated.get_submodule(name), name)
+        for node in removable_activations(traced):
+            gate = Gate(activation_module(traced, node), gates, index)
+            replace_activation(traced, node, gate, f"gate_{node.name}")
+        traced.delete_all_unused_submodules()
+        traced.recompile()
+        gated.set_submodule(name, traced)
+    gated.add_module(GATES, gates)
+    return gated, gates
+
+
+def latency_decay(m: Tensor, savings: Tensor) -> Tensor:
+    """sum_i s_i * m_i, with s the savings (ms, n,) clipped at zero and normalised to sum 1.
+
+    Its gradient lowers the importance of the costliest sites most, so that they are removed first. (The released
+    code keeps the smallest parameters and adds the same term: there the costly sites are protected.)
+    """
+    clipped = savings.clamp(min=0)
+    return (clipped / clipped.sum().clamp(min=1e-12) * m).sum()
+
+
+def search(
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    cost: Mapping[str, float] | None = None,
+    config: Search | None = None,
+    checkpoint: Path | None = None,
+) -> Found:
+    """The importance of every site, learnt together with the weights. The model is left as it is.
+
+    Args:
+        model: pretrained, on the device to search on.
+        data: what to train on.
+        sites: of the model.
+        cost: site name -> saving (ms) if it is merged, e.g. `profile(...).savings`; needed for a latency weight.
+        config: the settings.
+        checkpoint: where to keep the state after every epoch.
+    Raises:
+        MaskMismatch: if k does not fit the network.
+    Source: Fu et al., ICML 2022, stage 1.
+    """
+    config = config or Search()
+    sites.check_k(config.k)
+    require(config.latency_weight == 0 or cost is not None,
+            "latency_weight needs cost: pass dslib.profile(model, sites).savings")  # fmt: skip
+    gated, gates = add_gates(model, sites)
+    gates.to(next(model.parameters()).device)
+    savings = torch.tensor([(cost or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
+    fixed = len(sites) - len(sites.mergeable)
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        value = F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
+        return value + config.latency_weight * latency_decay(gates.m, savings)
+
+    def note(epoch: int) -> dict[str, Any]:
+        return {"kept": list(gates.kept), "m": gates.m.tolist()}
+
+    history = train(
+        gated, data, loss, config,
+        before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
+        after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, title="search",
+    )  # fmt: skip
+    always = tuple(name for name in sites.names if name not in sites.mergeable)
+    return Found(dict(zip(gates.names, gates.m.tolist(), strict=True)), always, sites.names, history)
+
+
+def k_at(progress: float, config: Search, sites: int) -> int:
+    """Open gates (with those always kept) at `progress` through the search: from all down to k, linearly."""
+    if progress >= config.anneal:
+        return config.k
+    return config.k + round((sites - config.k) * (1 - progress / config.anneal))
+
+
+def _groups(gated: nn.Module, gates: Gates, config: Search) -> list[dict[str, Any]]:
+    own = groups(gated, config)
+    for group in own:
+        group["params"] = [p for p in group["params"] if p is not gates.m]
+    return [*own, {"params": [gates.m], "weight_decay": 0.0, "lr_scale": config.gate_lr_scale}]

@@ -1,0 +1,83 @@
+"""Tiny random networks and data; BatchNorm is randomised everywhere, or fold errors would hide."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import dslib
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def randomise_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics and affine parameters in every BatchNorm, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for bn in model.modules():
+            if isinstance(bn, nn.modules.batchnorm._BatchNorm):
+                bn.running_mean.normal_(0, 0.5, generator=generator)
+                bn.running_var.uniform_(0.5, 2, generator=generator)
+                if bn.affine:
+                    bn.weight.uniform_(0.5, 1.5, generator=generator)
+                    bn.bias.normal_(0, 0.5, generator=generator)
+    return model
+
+
+def build(name: str, **options) -> nn.Module:
+    """A random float64 network in eval, by its torchvision or timm name."""
+    model = dslib.load_model(name, options=options).model
+    return randomise_batchnorm(model).double().eval()
+
+
+class Block(nn.Module):
+    """An inverted residual with what a block can have: bias, stride, kernel size, functional activations."""
+
+    def __init__(self, c_in=4, wide=6, c_out=4, k=3, stride=1, bias=False, padding=None):
+        super().__init__()
+        padding = k // 2 if padding is None else padding
+        self.expand, self.bn1 = nn.Conv2d(c_in, wide, 1, bias=bias), nn.BatchNorm2d(wide)
+        self.depthwise = nn.Conv2d(wide, wide, k, stride, padding, groups=wide, bias=bias)
+        self.bn2, self.project = nn.BatchNorm2d(wide), nn.Conv2d(wide, c_out, 1, bias=bias)
+        self.bn3, self.residual = nn.BatchNorm2d(c_out), stride == 1 and c_in == c_out
+
+    def forward(self, x):
+        y = torch.relu(self.bn1(self.expand(x)))
+        y = nn.functional.relu6(self.bn2(self.depthwise(y)), inplace=True)
+        y = self.bn3(self.project(y))
+        if self.residual:
+            y += x
+        return y
+
+
+class Tiny(nn.Module):
+    """A stem, three blocks, a head: 3 x S x S -> 10 classes."""
+
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(Block(), Block(c_out=6, k=5, stride=2, bias=True), Block(6, 8, 6))
+        self.head = nn.Linear(6, num_classes)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise_batchnorm(Tiny()).double().eval()
+
+
+@pytest.fixture
+def digits() -> dslib.datasets.Data:
+    """192 + 96 of the embedded digits at 16 px."""
+    data = dslib.load_data("digits", 16)
+    return replace(data, train=data.train.first(192), val=data.val.first(96))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_threads():
+    torch.manual_seed(0)

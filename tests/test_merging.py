@@ -1,0 +1,239 @@
+"""Shrink and merge: against each other, and against a linear system's impulse response."""
+
+import copy
+import random
+
+import pytest
+import torch
+from conftest import Block, build, randomise_batchnorm
+from torch import nn
+
+import dslib
+from dslib.errors import BadConfig, MaskMismatch, NotMergeable
+from dslib.hoisting import InteriorBatchNorm2d, PaddingBatchNorm2d
+from dslib.merging import merge_block, shrunk_blocks
+from dslib.shrinking import set_fade, settle
+from dslib.sites import linear_block
+
+MODELS = (
+    "torchvision/mobilenet_v2", "torchvision/resnet18", "torchvision/mobilenet_v3_large", "torchvision/mnasnet1_0",
+    "timm/mobilenetv2_140", "timm/efficientnet_lite0", "timm/tf_efficientnet_lite0", "torchvision/resnet50",
+)  # fmt: skip
+# 104 masks in all, two image sizes for each model; the heavy ResNet-50 gets fewer
+CASES = [(name, size) for name in MODELS for size in (64, 75)]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+@torch.no_grad()
+def test_merged_equals_shrunk(name, size):
+    """To 1e-10 of the largest output in float64, borders included, for random masks."""
+    model = build(name)
+    sites = dslib.find_sites(model, size)
+    pick = random.Random(f"{name} {size}")
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    for _ in range(3 if name.endswith("resnet50") else 7):
+        mask = sites.mask(pick.sample(sites.mergeable, pick.randrange(len(sites.mergeable))))
+        small = dslib.shrink(model, mask, nn.ReLU6, size)
+        merged = dslib.merge(small)
+        assert relative(merged(x), small(x)) < 1e-10
+        assert not dslib.unmerged(merged)
+        assert set(small.state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("block", [
+    Block(), Block(stride=2), Block(k=5, bias=True), Block(c_out=6, k=3, padding=0), Block(k=7, stride=2, c_out=5, bias=True),
+])  # fmt: skip
+@torch.no_grad()
+def test_the_merged_kernel_is_the_impulse_response(block):
+    """An independent oracle: f(basis image) - f(0), read off pixel by pixel."""
+    block = randomise_batchnorm(block).double().eval()
+    linear = linear_block(block, "block", (4, 16, 16))
+    conv = merge_block(linear).conv
+    zero = linear(torch.zeros(1, 4, 17, 17, dtype=torch.float64))
+    k, stride = conv.kernel_size[0], conv.stride[0]
+    centre = (zero.shape[2] // 2) * stride  # the input pixel under the first tap of the middle output, padding aside
+    for channel in range(4):
+        for tap in range(k):
+            x = torch.zeros(1, 4, 17, 17, dtype=torch.float64)
+            x[0, channel, centre + tap - conv.padding[0], centre - conv.padding[1]] = 1
+            response = (linear(x) - zero)[0, :, zero.shape[2] // 2, zero.shape[3] // 2]
+            torch.testing.assert_close(conv.weight[:, channel, tap, 0], response, rtol=0, atol=1e-12)
+    middle = zero[0, :, zero.shape[2] // 2, zero.shape[3] // 2]
+    torch.testing.assert_close(conv.bias, middle, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_keeping_all_changes_nothing(tiny):
+    sites = dslib.find_sites(tiny, 32)
+    x = torch.randn(2, 3, 33, 33, dtype=torch.float64)
+    whole = dslib.merge(dslib.shrink(tiny, sites.mask(sites.names)))
+    assert torch.equal(whole(x), tiny(x))
+
+
+@torch.no_grad()
+def test_arguments_stay_as_they_were(tiny):
+    before = copy.deepcopy(tiny.state_dict())
+    text = repr(tiny)
+    small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]), nn.ReLU6)
+    shrunk_text = repr(small)
+    merged = dslib.merge(small)
+    merged.blocks[0].conv.weight.zero_()
+    assert repr(tiny) == text
+    assert repr(small) == shrunk_text
+    assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
+
+
+@torch.no_grad()
+def test_hoisting_changes_the_border_only():
+    """Inside, a shrunk block equals the block without its activations."""
+    block = randomise_batchnorm(Block(k=3)).double().eval()
+    plain = copy.deepcopy(block)
+    plain.forward = lambda x: x + plain.bn3(plain.project(plain.bn2(plain.depthwise(plain.bn1(plain.expand(x))))))
+    x = torch.randn(1, 4, 9, 9, dtype=torch.float64)
+    hoisted, expected = linear_block(block, "block", None)(x), plain(x)
+    torch.testing.assert_close(hoisted[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
+    assert relative(hoisted, expected) > 1e-3
+
+
+@pytest.mark.parametrize(("name", "kind"), [("mobilenet_v2", PaddingBatchNorm2d), ("resnet18", InteriorBatchNorm2d)])
+def test_batch_statistics_do_not_see_the_padding(name, kind):
+    """In train, the first BatchNorm of a hoisted block tracks exactly what it tracks unhoisted."""
+    model = build(name).train()
+    site = dslib.find_sites(model, 64)[3]
+    block = copy.deepcopy(model.get_submodule(site.name))
+    linear = linear_block(copy.deepcopy(block), site.name, site.input_shape)
+    hoisted = {n: m for n, m in linear.named_modules() if isinstance(m, InteriorBatchNorm2d)}
+    assert [type(m) for m in hoisted.values()] == [kind]
+    x = torch.randn(4, *site.input_shape, dtype=torch.float64)
+    block(x), linear(x)
+    for bn_name, bn in hoisted.items():
+        plain = block.get_submodule(bn_name)
+        torch.testing.assert_close(bn.running_mean, plain.running_mean)
+        torch.testing.assert_close(bn.running_var, plain.running_var)
+        assert bn.num_batches_tracked == plain.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_padding_batchnorm_is_batchnorm_of_a_padded_input_in_train_too(bias):
+    """Output and gradients equal those of padding first and normalising by the interior's statistics."""
+    conv = nn.Conv2d(3, 5, 1, bias=bias).double()
+    padding, interior = PaddingBatchNorm2d(5).double(), InteriorBatchNorm2d(5).double()
+    padding.ring = interior.ring = (1, 2, 0, 1)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    seed = torch.randn(2, 5, 7, 9, dtype=torch.float64)
+    results = []
+    for run in (lambda: padding(conv(x), conv.bias), lambda: interior(conv(nn.functional.pad(x, padding.ring)))):
+        conv.zero_grad()
+        y = run()
+        (y * seed).sum().backward()
+        results.append((y.detach(), *[p.grad.clone() for p in conv.parameters()]))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@torch.no_grad()
+def test_the_residual_is_an_identity_kernel():
+    """Zero the block's weights: what is merged is the Dirac kernel."""
+    block = Block().double().eval()
+    for p in block.parameters():
+        p.zero_()
+    conv = merge_block(linear_block(block, "block", None)).conv
+    dirac = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
+    dirac[range(4), range(4), 1, 1] = 1
+    assert torch.equal(conv.weight, dirac)
+
+
+def test_the_merged_convolution_inherits(tiny):
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.1"])
+    small = dslib.shrink(tiny, mask).float().to(memory_format=torch.channels_last).train()
+    small.requires_grad_(False)
+    merged = dslib.merge(small)
+    conv = merged.blocks[2].conv
+    assert (conv.weight.dtype, merged.blocks[2].training, conv.weight.requires_grad) == (torch.float32, True, False)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert {"blocks.2.conv.weight", "blocks.2.conv.bias"} <= set(merged.state_dict())
+
+
+def test_merging_some(tiny):
+    small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]))
+    assert set(dslib.unmerged(dslib.merge(small, only=["blocks.1"]))) == {"blocks.0", "blocks.2"}
+    costs = dslib.unmerged(small)
+    assert costs["blocks.0"].weights_linear == 4 * 6 + 6 * 9 + 6 * 4
+    assert costs["blocks.0"].weights_merged == costs["blocks.0"].macs_merged == 4 * 4 * 9
+    assert costs["blocks.1"].macs_linear == 4 * 6 * 4 + 6 * 25 + 6 * 6  # expand runs on four times the pixels
+    cheap = dslib.merge(small, only=lambda cost: cost.weights_merged < 300)
+    assert set(dslib.unmerged(cheap)) == {name for name, cost in costs.items() if cost.weights_merged >= 300}
+    with pytest.raises(MaskMismatch, match="not removed sites of this network: \\['stem'\\]"):
+        dslib.merge(small, only=["stem"])
+
+
+def test_the_boundary_activation_goes_where_it_should():
+    model = dslib.load_model("mobilenet_v2").model
+    blocks = shrunk_blocks(dslib.shrink(model, dslib.find_sites(model, 64).mask([]), nn.ReLU6))
+    with_boundary = [name for name, block in blocks.items() if hasattr(block, "boundary")]
+    assert with_boundary == [f"features.{i}" for i in range(2, 18)]  # not after the t=1 block
+    resnet = dslib.load_model("resnet18").model
+    blocks = shrunk_blocks(dslib.shrink(resnet, dslib.find_sites(resnet, 64).mask([]), nn.ReLU6))
+    assert not any(hasattr(block, "boundary") for block in blocks.values())  # a ReLU already ends each block
+    chosen = dslib.shrink(model, dslib.find_sites(model, 64).mask([]), {"features.1": nn.GELU})
+    assert [n for n, b in shrunk_blocks(chosen).items() if hasattr(b, "boundary")] == ["features.1"]
+
+
+@torch.no_grad()
+def test_any_module_may_be_the_boundary(tiny):
+    class Swish(nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(x)
+
+    small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]), Swish)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    assert relative(dslib.merge(small)(x), small(x)) < 1e-12
+
+
+@torch.no_grad()
+def test_fading_goes_from_the_kept_to_the_shrunk_network(tiny):
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.1"])
+    faded, small = dslib.fade(tiny, mask, nn.ReLU6), dslib.shrink(tiny, mask, nn.ReLU6)
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with pytest.raises(NotMergeable, match="Fade"):
+        dslib.merge(faded)
+    set_fade(faded, 0.5)
+    halfway = faded(x)
+    set_fade(faded, 1.0)
+    assert torch.equal(faded(x), small(x))
+    assert not torch.equal(halfway, small(x))
+    settled = settle(faded)
+    assert torch.equal(settled(x), small(x))
+    assert relative(dslib.merge(settled)(x), small(x)) < 1e-12
+    assert set(settled.state_dict()) == set(tiny.state_dict())
+
+
+def test_padding_by_input_size_needs_the_image_size():
+    model = dslib.load_model("tf_efficientnet_lite0").model
+    mask = dslib.find_sites(model, 64).mask([])
+    with pytest.raises(BadConfig, match="pass image_size"):
+        dslib.shrink(model, mask)
+
+
+def test_masks_of_another_network_are_refused(tiny):
+    mask = dslib.find_sites(tiny, 32).mask([])
+    with pytest.raises(MaskMismatch, match="not sites here: blocks.0"):
+        dslib.shrink(dslib.load_model("mobilenet_v2").model, mask)
+    with pytest.raises(MaskMismatch, match="not in the mask: blocks.1"):
+        dslib.shrink(tiny, dslib.Mask({"blocks.0": True}))
+    with pytest.raises(MaskMismatch, match=r"expected a dslib\.Mask, found list"):
+        dslib.shrink(tiny, [True, False])
+
+
+def test_removing_a_site_that_is_not_affine_is_refused():
+    model = dslib.load_model("mobilenet_v3_large").model
+    sites = dslib.find_sites(model, 64)
+    wrong = next(site.name for site in sites if not site.mergeable)
+    small = dslib.shrink(model, dslib.Mask({name: name != wrong for name in sites.names}))
+    with pytest.raises(NotMergeable, match=rf"{wrong}: .*AdaptiveAvgPool2d\): is not affine"):
+        dslib.merge(small)
