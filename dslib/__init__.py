@@ -7,6 +7,7 @@ from .datasets import load_data
 from .errors import DslibError
 from .exporting import Recipe, load, save
 from .finetuning import Finetune, finetune
+from .masks import Mask
 from .measuring import count_macs, count_parameters, fold_batchnorm, measure
 from .merging import merge, unmerged
 from .models import load_model
@@ -14,7 +15,7 @@ from .profiling import CostTable, profile
 from .running import Run, run
 from .searching import Found, Search, search
 from .shrinking import fade, shrink
-from .sites import Mask, find_sites
+from .sites import find_sites
 from .training import Train, evaluate
 
 __version__ = "0.1.0"

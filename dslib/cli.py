@@ -18,7 +18,13 @@ from .training import Train
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
 STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}
-HEADS = {"accuracy": "accuracy", "macs": "MMACs", "parameters": "M params", "latency_ms": "ms/batch", "images_per_s": "images/s"}
+HEADS = {
+    "accuracy": "accuracy",
+    "macs": "MMACs",
+    "parameters": "M params",
+    "latency_ms": "ms/batch",
+    "images_per_s": "images/s",
+}
 
 
 def main() -> None:
@@ -32,7 +38,9 @@ def main() -> None:
     except DslibError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
+        _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk"
+        )
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted: what was finished is kept; the same command goes on from there")
 
@@ -73,7 +81,9 @@ def profile_command(
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
     table = dslib.profile(network, dslib.find_sites(network, image_size), batch_size, activation(boundary))
     click.echo(table.frame.round(3).to_string())
-    click.echo(f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}")
+    click.echo(
+        f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}"
+    )
     if out:
         table.save(out)
 
@@ -121,7 +131,9 @@ def shrink_command(
     network, loaded = _trained(model, weights, options, data, image_size, False, "cpu")
     mask = _mask(search_file, k, mask_file)
     small = dslib.shrink(network, mask, activation(boundary), loaded.image_size)
-    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary)
+    recipe = dslib.Recipe(
+        model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary
+    )
     click.echo(f"{mask!r}\nwritten: {dslib.save(out, small, recipe)}")
 
 
@@ -180,7 +192,9 @@ def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **giv
     import dslib
 
     stages = {
-        stage: kind(**{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given})
+        stage: kind(
+            **{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given}
+        )
         for stage, kind in STAGES.items()
     }
     boundary = None if boundary in (None, "none") else boundary
@@ -208,7 +222,13 @@ def table(values: dict[str, Any]) -> str:
 
 
 def _trained(
-    model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool, device: str
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    data: str,
+    image_size: int | None,
+    skip_corrupt: bool,
+    device: str,
 ) -> tuple[Any, Any]:
     """The network and the data; a head that was never trained for the data's classes is refused."""
     import dslib

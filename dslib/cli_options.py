@@ -15,7 +15,9 @@ Command = Callable[..., Any]
 TYPES = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str, "bool": bool}
 
 
-def settings(config: type, prefix: str = "", skip: tuple[str, ...] = (), defaults: Any = None) -> Callable[[Command], Command]:
+def settings(
+    config: type, prefix: str = "", skip: tuple[str, ...] = (), defaults: Any = None
+) -> Callable[[Command], Command]:
     """Decorator: one option for each field of a settings class, `--<prefix><field>`, help from its docstring."""
 
     def decorate(command: Command) -> Command:
@@ -68,7 +70,6 @@ def image_size_option(command: Command) -> Command:
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     """'name=value' words as keyword arguments; values are JSON where they can be read so."""
-    import json
 
     parsed: dict[str, Any] = {}
     for word in options:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,82 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BadConfig, BadData, nearest, require
+from .errors import BadData, nearest, require
+from .splits import FolderSplit, Split
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ("digits", "imagenette", "cifar10", "imagenet")
 IN_MEMORY_BYTES = 4 * 2**30
-Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images in memory.
-
-    Args:
-        images: (N, 3, H, W) uint8.
-        labels: (N,) int64.
-        augment: applied to each training image (3, H, W) uint8; must keep its shape.
-    """
-
-    images: Tensor
-    labels: Tensor
-    augment: Any = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
-        """Batches of normalised float images (B, 3, H, W) and labels (B,).
-
-        Args:
-            batch_size: images a batch; the last may be smaller.
-            order: indices to visit; default all, in their own order.
-            augmented: whether to augment.
-        """
-        order = torch.arange(len(self)) if order is None else order
-        for chosen in order.split(batch_size):
-            images = self.images[chosen]
-            if augmented and self.augment is not None:
-                images = torch.stack([self.augment(image) for image in images])
-            yield normalise(images), self.labels[chosen]
-
-    def first(self, count: int, seed: int = 0) -> Split:
-        """A random part of `count` images, the same for the same seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return replace(self, images=self.images[order], labels=self.labels[order])
-
-
-@dataclass(frozen=True)
-class FolderSplit:
-    """Images read from disk as they are used; the same interface as `Split`."""
-
-    folder: ImageFolder
-    augment: Any
-    resize: Any
-    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 16))
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
-        """As `Split.batches`, decoding in worker processes."""
-        from torch.utils.data import DataLoader, Subset
-
-        folder = _with_transform(self.folder, self.augment if augmented else self.resize)
-        chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
-        for images, labels in DataLoader(chosen, batch_size, num_workers=self.workers):
-            yield normalise(images), labels
-
-    def first(self, count: int, seed: int = 0) -> Split:
-        """A random part of `count` images, in memory."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        folder = _with_transform(self.folder, self.resize)
-        images = torch.stack([folder[int(i)][0] for i in order])
-        return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
 
 
 @dataclass(frozen=True)
@@ -123,7 +54,9 @@ def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = Fal
     if name == "cifar10":
         return _cifar10(image_size)
     if name in ("imagenette", "imagenet"):
-        return _folder(name, _find_photos(name), image_size or (224 if name == "imagenet" else 128), skip_corrupt)
+        return _folder(
+            name, _find_photos(name), image_size or (224 if name == "imagenet" else 128), skip_corrupt
+        )
     path = Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path.stem, path, image_size)
@@ -132,13 +65,6 @@ def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = Fal
     raise BadData(
         f"{nearest('dataset', name, NAMES)}; or give a folder with train/ and val/, or a .npz file that exists"
     )
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) to float, with ImageNet's mean and standard deviation, channels last."""
-    mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    scaled = (images.float() / 255 - mean) / std
-    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def data_folders() -> list[Path]:
@@ -197,7 +123,9 @@ def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> D
     expected = ("x_train", "y_train", "x_test", "y_test")
     require(set(expected) <= set(arrays), f"{name}: expected arrays {', '.join(expected)}, found "
             f"{', '.join(sorted(arrays)) or 'none'}", BadData)  # fmt: skip
-    splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")]
+    splits = [
+        _array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")
+    ]
     classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
     size = splits[0].images.shape[-1]
     train = replace(splits[0], augment=_shifts(size, flip=True))
@@ -239,7 +167,9 @@ def _find_photos(name: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         Imagenette(str(cache), size="160px", download=True)
     except Exception as error:  # urllib, hashing and disk errors alike
-        raise BadData(f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
+        raise BadData(
+            f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}"
+        ) from error
     return cache / "imagenette2-160"
 
 
@@ -275,7 +205,9 @@ def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
         read = list(pool.map(lambda sample: _read(sample[0], crop), folder.samples))
     corrupt = [path for (path, _), image in zip(folder.samples, read, strict=True) if image is None]
     if corrupt:
-        report = f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
+        report = (
+            f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
+        )
         require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
         print(f"warning: {report}; left out")
     whole = [i for i, image in enumerate(read) if image is not None]
@@ -295,16 +227,6 @@ def _read(path: str, crop: Any) -> Tensor | None:
         return None
 
 
-def _with_transform(folder: ImageFolder, crop: Any) -> ImageFolder:
-    from copy import copy
-
-    from torchvision.transforms import v2
-
-    new = copy(folder)
-    new.transform = v2.Compose([v2.PILToTensor(), crop])
-    return new
-
-
 def _centre(size: int, name: str) -> Any:
     """Shorter side to `size` (for ImageNet to size / 0.875, as its published accuracies do), centre crop."""
     from torchvision.transforms import v2
@@ -316,7 +238,9 @@ def _centre(size: int, name: str) -> Any:
 def _random_crop(size: int) -> Any:
     from torchvision.transforms import v2
 
-    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    return v2.Compose(
+        [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+    )
 
 
 def _shifts(size: int, flip: bool = False) -> Any:
@@ -325,9 +249,3 @@ def _shifts(size: int, flip: bool = False) -> Any:
 
     shift = v2.RandomCrop(size, padding=size // 8)
     return v2.Compose([shift, v2.RandomHorizontalFlip()]) if flip else shift
-
-
-def check_batch_size(batch_size: int, split: Sequence[Any]) -> None:
-    """Raise `BadConfig` unless the split has at least one whole batch."""
-    if len(split) < batch_size:
-        raise BadConfig(f"batch_size {batch_size} is larger than the split of {len(split)} images: choose a smaller one")

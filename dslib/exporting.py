@@ -15,10 +15,10 @@ from torch import nn
 from . import records
 from .checkpoints import load_tensors, save_tensors
 from .errors import BadConfig, BadRecord, require
+from .masks import Mask
 from .merging import merge, unmerged
 from .models import load_model, load_weights
 from .shrinking import shrink
-from .sites import Mask
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def load(path: Path | str) -> tuple[nn.Module, Recipe]:
     except TypeError as error:
         raise BadRecord(f"{path.with_suffix('.json')} is not a recipe: {error}") from error
     model = recipe.build()
-    load_weights(model, load_tensors(path.with_suffix(".safetensors"))[0], str(path.with_suffix(".safetensors")))
+    load_weights(
+        model, load_tensors(path.with_suffix(".safetensors"))[0], str(path.with_suffix(".safetensors"))
+    )
     return model, recipe
 
 

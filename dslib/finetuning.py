@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,7 +78,10 @@ def finetune(
         value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         if teacher is None:
             return value
-        return config.alpha * distillation(logits, teacher(images), config.temperature) + (1 - config.alpha) * value
+        return (
+            config.alpha * distillation(logits, teacher(images), config.temperature)
+            + (1 - config.alpha) * value
+        )
 
     def note(epoch: int) -> dict[str, Any]:
         return {"val_accuracy": evaluate(student, data.val)}

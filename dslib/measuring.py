@@ -47,7 +47,12 @@ class Timing:
         rows = {}
         for name, ms in self.ms.items():
             low, mid, high = np.percentile(ms, [25, 50, 75])
-            rows[name] = {"latency_ms": mid, "q25_ms": low, "q75_ms": high, "images_per_s": 1e3 * self.batch_size / mid}
+            rows[name] = {
+                "latency_ms": mid,
+                "q25_ms": low,
+                "q75_ms": high,
+                "images_per_s": 1e3 * self.batch_size / mid,
+            }
         return pd.DataFrame(rows).T
 
     def median(self, name: str) -> float:
@@ -61,7 +66,11 @@ class Timing:
 
 
 def measure(
-    models: Mapping[str, nn.Module], images: Tensor, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
+    models: Mapping[str, nn.Module],
+    images: Tensor,
+    rounds: int = 30,
+    warmup: int = 3,
+    at_least_ms: float = 2.0,
 ) -> Timing:
     """Latency of several networks on one batch, in turns (A B A B ...), eager, channels last, no gradients.
 
@@ -129,7 +138,11 @@ def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
         found = folded(images)
     error = (found - expected).abs().max().item()
     limit = 1e-3 * expected.abs().max().item() + 1e-6
-    require(error <= limit, f"folding BatchNorm changed the output by {error:.2g}: please report the model", DslibError)
+    require(
+        error <= limit,
+        f"folding BatchNorm changed the output by {error:.2g}: please report the model",
+        DslibError,
+    )
     return folded
 
 
@@ -188,7 +201,9 @@ def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
+def _conv_bn_pairs(
+    model: nn.Module, images: Tensor
+) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
     """Convolutions called once whose output a BatchNorm called once reads."""
     calls: dict[str, int] = {}
     made: dict[int, tuple[str, nn.Conv2d, Tensor]] = {}

@@ -98,7 +98,11 @@ def _build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> nn
         model = function(**options)
     except (TypeError, RuntimeError, ValueError) as error:
         raise BadModel(f"{name} cannot be built with {options}: {error}") from error
-    require(isinstance(model, nn.Module), f"{name} gave a {type(model).__name__}: expected a torch Module", BadModel)
+    require(
+        isinstance(model, nn.Module),
+        f"{name} gave a {type(model).__name__}: expected a torch Module",
+        BadModel,
+    )
     return model
 
 
@@ -139,7 +143,11 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
     import timm
 
     function = _function(name)
-    key = {"pretrained": True} if timm.is_model(_bare(name)) and not _takes_weights(function) else {"weights": "DEFAULT"}
+    key = (
+        {"pretrained": True}
+        if timm.is_model(_bare(name)) and not _takes_weights(function)
+        else {"weights": "DEFAULT"}
+    )
     try:
         return function(**options, **key)
     except Exception as error:  # network, hub and hash errors alike
@@ -182,7 +190,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str) -> Non
     """
     own = model.state_dict()
     missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own if k in state and state[k].shape != own[k].shape]
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
     problems = [f"{what}: {', '.join(keys[:3])}" for what, keys in
                 (("missing", missing), ("unknown", strange), ("wrong shape", wrong)) if keys]  # fmt: skip
     require(not problems, f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}", BadModel)

@@ -12,10 +12,12 @@ from torch import nn
 
 from . import records
 from .errors import BadRecord, MaskMismatch, require
+from .masks import Mask
 from .measuring import fold_batchnorm, measure
 from .merging import merge_block, shrunk_blocks
 from .shrinking import shrink
-from .sites import Mask, Sites, in_channels
+from .sites import Sites, in_channels
+from .tracing import bypass, removable_activations, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +28,8 @@ class CostTable:
     """Latency of every mergeable site in its three states, and of the whole network.
 
     Args:
-        kept, linear, merged: site name -> median latency, ms per batch, BatchNorm folded (but in linear blocks,
-            where hoisted padding stands between).
+        kept, linear, merged: site name -> median latency, ms per batch, BatchNorm folded; linear is the block as
+            it was but for its activations, its padding not hoisted.
         total: the whole network's, ms per batch, all sites kept.
         batch_size, image_size: what it was measured at.
         device, runtime: where.
@@ -52,7 +54,12 @@ class CostTable:
         """One row a site, in ms per batch."""
         import pandas as pd
 
-        columns = {"kept_ms": self.kept, "linear_ms": self.linear, "merged_ms": self.merged, "saving_ms": self.savings}
+        columns = {
+            "kept_ms": self.kept,
+            "linear_ms": self.linear,
+            "merged_ms": self.merged,
+            "saving_ms": self.savings,
+        }
         return pd.DataFrame(columns)
 
     def predict(self, mask: Mask) -> float:
@@ -62,7 +69,11 @@ class CostTable:
             MaskMismatch: if the mask removes a site that was not measured.
         """
         unknown = set(mask.removed) - set(self.kept)
-        require(not unknown, f"no measured cost for {sorted(unknown)}: profile the network the mask is for", MaskMismatch)
+        require(
+            not unknown,
+            f"no measured cost for {sorted(unknown)}: profile the network the mask is for",
+            MaskMismatch,
+        )
         return self.total - sum(self.savings[name] for name in mask.removed)
 
     def save(self, path: Path | str) -> Path:
@@ -101,14 +112,18 @@ def profile(
     require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
     sites.check_k(len(sites) - len(sites.mergeable))
     device = next(model.parameters()).device
-    linear = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
+    shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
     for site in sites:
         if not site.mergeable or site.input_shape is None:
             continue
         images = torch.randn(batch_size, *site.input_shape, device=device)
-        block = fold_batchnorm(model.get_submodule(site.name), images)
-        states = {"kept": block, "linear": linear[site.name], "merged": merge_block(linear[site.name], site.name)}
+        block = model.get_submodule(site.name)
+        states = {
+            "kept": fold_batchnorm(block, images),
+            "linear": fold_batchnorm(_without_activations(block, site.name), images),
+            "merged": merge_block(shrunk[site.name], site.name),
+        }
         timing = measure(states, images, rounds)
         for state in states:
             costs[state][site.name] = timing.median(state)
@@ -116,3 +131,11 @@ def profile(
     whole = measure({"all": fold_batchnorm(model, images)}, images, rounds)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
                      device=str(device), runtime=whole.runtime)  # fmt: skip
+
+
+def _without_activations(block: nn.Module, name: str) -> nn.Module:
+    traced = trace(block, name)
+    for node in removable_activations(traced):
+        bypass(traced, node)
+    traced.recompile()
+    return traced

@@ -17,7 +17,15 @@ from .datasets import Data, load_data
 from .errors import BadConfig, require
 from .exporting import Recipe, activation
 from .finetuning import Finetune, finetune
-from .measuring import accelerator, count_macs, count_parameters, fold_batchnorm, measure, this_machine, tune_allocator
+from .measuring import (
+    accelerator,
+    count_macs,
+    count_parameters,
+    fold_batchnorm,
+    measure,
+    this_machine,
+    tune_allocator,
+)
 from .models import find_head, load_model
 from .profiling import CostTable, profile
 from .searching import Found, Search, search
@@ -90,9 +98,7 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     sites = find_sites(model, data.image_size)
     sites.check_k(config.k)
     boundary = activation(config.boundary)
-    cost = stage.file(
-        "cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary)
-    )
+    cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
     found = stage.file(
         "search", Found.load,
         lambda: search(model, data, sites, cost.savings, config.search, out / "search.partial.safetensors"),
@@ -111,7 +117,9 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small))
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
     values = compare(networks, data, config) | {"k": mask.k, "removed": list(mask.removed)}
-    record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
+    record = records.Record(
+        "run", _command(config), _plain(config), values, this_machine(device), records.commit()
+    )
     record.save(out / "record.json")
     for leftover in out.glob("*.partial.safetensors"):
         leftover.unlink()
@@ -125,7 +133,9 @@ def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[
     """
     shape = (3, data.image_size, data.image_size)
     device = next(networks["original"].parameters()).device
-    images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(config.batch_size, *shape, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
     logits = {name: predict(network, data.val) for name, network in networks.items()}
     folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
     timing = measure(folded, images, config.rounds)
@@ -174,7 +184,9 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BadConfig(f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto") from error
+        raise BadConfig(
+            f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto"
+        ) from error
 
 
 class _Stages:
@@ -210,15 +222,25 @@ def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     find_sites(model, data.image_size).check_k(config.k)  # before hours of training, not after
     if not loaded.trained:
-        pretrain(model, data, config, head_only=config.weights != "none", checkpoint=out / "original.partial.safetensors")
+        pretrain(
+            model,
+            data,
+            config,
+            head_only=config.weights != "none",
+            checkpoint=out / "original.partial.safetensors",
+        )
     return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
 
 
-def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None) -> None:
+def pretrain(
+    model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None
+) -> None:
     """Train a network in place from random weights, or only its new head on top of pretrained ones."""
     parameters = None
     if head_only:
-        parameters = [{"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}]
+        parameters = [
+            {"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}
+        ]
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if head_only:
@@ -236,7 +258,9 @@ def _claim(out: Path, config: Run) -> None:
     if path.exists():
         found, own = records.read_json(path), _plain(config)
         other = sorted(key for key in {*own, *found} if own.get(key) != found.get(key))
-        require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
+        require(
+            not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out"
+        )
     elif out.is_dir() and any(out.iterdir()):
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     else:
@@ -257,6 +281,12 @@ def _command(config: Run) -> str:
     words += [word for key, value in config.options.items() for word in ("--model-option", f"{key}={value}")]
     for stage in ("pretrain", "search", "finetune"):
         own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
-        changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}
-        words += [word for key, value in changed.items() for word in (f"--{stage}-{key.replace('_', '-')}", str(value))]
+        changed = {
+            key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")
+        }
+        words += [
+            word
+            for key, value in changed.items()
+            for word in (f"--{stage}-{key.replace('_', '-')}", str(value))
+        ]
     return shlex.join([*words, "--out", "runs/x"])

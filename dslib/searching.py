@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from . import records
 from .datasets import Data
 from .errors import BadConfig, BadRecord, require
+from .masks import Mask
 from .shrinking import activation_module, replace_activation
-from .sites import Mask, Sites
+from .sites import Sites
 from .tracing import removable_activations, trace
 from .training import History, Train, groups, train
 
@@ -79,7 +80,11 @@ class Found:
         low, high = len(self.always_kept), len(self.order)
         from .errors import MaskMismatch
 
-        require(low <= k <= high, f"k is the number of sites kept: expected {low} to {high}, found {k}", MaskMismatch)
+        require(
+            low <= k <= high,
+            f"k is the number of sites kept: expected {low} to {high}, found {k}",
+            MaskMismatch,
+        )
         ranked = sorted(self.m, key=lambda name: -self.m[name])
         kept = {*self.always_kept, *ranked[: k - low]}
         return Mask({name: name in kept for name in self.order})
@@ -127,7 +132,9 @@ class Gates(nn.Module):
 
     def keep(self, k: int) -> None:
         """Open the gates of the k largest m, close the others; ties go to the earlier site."""
-        require(0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig)
+        require(
+            0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig
+        )
         ranked = sorted(range(len(self.names)), key=lambda i: (-self.m[i].item(), i))
         for place, i in enumerate(ranked):
             self.open[i] = place < k

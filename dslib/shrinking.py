@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, fx, nn
 
 from .errors import MaskMismatch, NotMergeable, require
+from .masks import Mask
 from .merging import SITE_KEY
-from .sites import Mask, input_shapes, is_foldable, linear_block, site_names
+from .sites import input_shapes, is_foldable, linear_block, site_names
 from .tracing import BOUNDARY, bypass, is_conv, module_of, output_of, tail
 
 Boundary = Callable[[], nn.Module]
@@ -184,7 +185,9 @@ def _settle_block(block: fx.GraphModule) -> None:
     block.recompile()
 
 
-def _add_boundary(traced: fx.GraphModule, name: str, boundary: Boundary | Mapping[str, Boundary] | None) -> None:
+def _add_boundary(
+    traced: fx.GraphModule, name: str, boundary: Boundary | Mapping[str, Boundary] | None
+) -> None:
     if isinstance(boundary, Mapping):
         make = boundary.get(name)
     else:

@@ -1,21 +1,20 @@
-"""Sites: the blocks whose inner activations are kept or removed together; and masks over them."""
+"""Sites: the blocks whose inner activations are kept or removed together."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import records
-from .errors import BadConfig, BadRecord, MaskMismatch, NotMergeable, NotTraceable, require
+from .errors import BadConfig, MaskMismatch, NotMergeable, NotTraceable, require
 from .hoisting import hoist
 from .interpreting import interpret
+from .masks import Mask
 from .tracing import bypass, dtype_of, input_sizes, removable_activations, tail, trace
 
 if TYPE_CHECKING:
@@ -53,65 +52,6 @@ class Site:
     def mergeable(self) -> bool:
         """Whether one dense convolution can equal the block once its inner activations are out."""
         return not self.reason
-
-
-class Mask(Mapping[str, bool]):
-    """Site name -> kept (True) or removed (False). Immutable.
-
-    >>> Mask({"features.2": False, "features.3": True}).k
-    1
-    """
-
-    def __init__(self, kept: Mapping[str, bool]) -> None:
-        wrong = {name: value for name, value in kept.items() if not isinstance(value, bool)}
-        require(not wrong, f"a mask maps site names to True (kept) or False (removed), found {wrong}", MaskMismatch)
-        self._kept = dict(kept)
-
-    def __getitem__(self, name: str) -> bool:
-        return self._kept[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._kept)
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._kept.items()))
-
-    def __repr__(self) -> str:
-        return f"Mask(k={self.k} of {len(self)}, removed: {', '.join(self.removed) or 'none'})"
-
-    @property
-    def k(self) -> int:
-        """The number of sites kept."""
-        return sum(self._kept.values())
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the kept sites, in order."""
-        return tuple(name for name, on in self._kept.items() if on)
-
-    @property
-    def removed(self) -> tuple[str, ...]:
-        """Names of the removed sites, in order."""
-        return tuple(name for name, on in self._kept.items() if not on)
-
-    def save(self, path: Path | str) -> Path:
-        """Write the mask as JSON."""
-        return records.write_json(path, {"mask": self._kept})
-
-    @classmethod
-    def load(cls, path: Path | str) -> Mask:
-        """The mask in a JSON file that `save` wrote.
-
-        Raises:
-            BadRecord: if the file holds no mask.
-        """
-        found = records.read_json(path).get("mask")
-        if not isinstance(found, dict):
-            raise BadRecord(f"{path} holds no mask: expected an object under the key 'mask'")
-        return cls(found)
 
 
 class Sites(Sequence[Site]):
@@ -309,4 +249,6 @@ def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
         whole = interpret(linear_block(ghost, name, input_shape), input_shape[0])
     except NotMergeable as error:
         return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
-    return Site(name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended)
+    return Site(
+        name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended
+    )

@@ -21,9 +21,23 @@ from .errors import BadConfig, NotMergeable, NotTraceable
 
 _ACTIVATION_FILES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
-_ACTIVATION_NAMES = (
-    "relu relu_ relu6 silu gelu hardswish hardtanh leaky_relu elu celu selu mish softplus tanh sigmoid"
-).split()
+_ACTIVATION_NAMES = [
+    "relu",
+    "relu_",
+    "relu6",
+    "silu",
+    "gelu",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "tanh",
+    "sigmoid",
+]
 _ACTIVATION_CALLS = {getattr(home, n) for n in _ACTIVATION_NAMES for home in (F, torch) if hasattr(home, n)}
 ADD_CALLS = {operator.add, operator.iadd, torch.add}
 ADD_METHODS = {"add", "add_"}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checkpoints import load_tensors, save_tensors
-from .datasets import Data, FolderSplit, Split, check_batch_size
+from .datasets import Data
 from .errors import BadRecord, DslibError, require
+from .splits import FolderSplit, Split, check_batch_size
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 History = list[dict[str, Any]]
@@ -52,9 +53,14 @@ class Train:
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.epochs >= 0, f"epochs: expected 0 or more, found {self.epochs}")
-        require(self.batch_size >= 2, f"batch_size: expected 2 or more (BatchNorm needs them), found {self.batch_size}")
+        require(
+            self.batch_size >= 2,
+            f"batch_size: expected 2 or more (BatchNorm needs them), found {self.batch_size}",
+        )
         require(self.lr > 0, f"lr: expected more than 0, found {self.lr}")
-        require(0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}")
+        require(
+            0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}"
+        )
         require(self.clip > 0, f"clip: expected more than 0, found {self.clip}")
 
 
@@ -99,7 +105,7 @@ def train(
     Raises:
         DslibError: if the loss is not finite; names epoch and batch. The last checkpoint stays.
     """
-    check_batch_size(config.batch_size, data.train)  # type: ignore[arg-type]
+    check_batch_size(config.batch_size, data.train)
     device = next(model.parameters()).device
     optimizer = torch.optim.SGD(
         list(parameters or groups(model, config)), config.lr, config.momentum, nesterov=config.momentum > 0
@@ -110,7 +116,9 @@ def train(
     for epoch in range(len(history), config.epochs):
         started, total = time.perf_counter(), 0.0
         model.train()
-        for i, (images, labels) in enumerate(_epoch(data.train, epoch, config, f"{title} {epoch + 1}/{config.epochs}")):
+        for i, (images, labels) in enumerate(
+            _epoch(data.train, epoch, config, f"{title} {epoch + 1}/{config.epochs}")
+        ):
             progress = (epoch * batches + i) / (batches * config.epochs)
             _set_lr(optimizer, lr_at(progress, config))
             if before_step:
@@ -141,11 +149,15 @@ def groups(model: nn.Module, config: Train) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, title: str = "evaluate") -> Tensor:
+def predict(
+    model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, title: str = "evaluate"
+) -> Tensor:
     """The network's logits in eval over a split, (N, classes) float32 on the CPU; its train flag is put back."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    steps = tqdm(split.batches(batch_size), title, math.ceil(len(split) / batch_size), leave=False, disable=None)
+    steps = tqdm(
+        split.batches(batch_size), title, math.ceil(len(split) / batch_size), leave=False, disable=None
+    )
     logits = torch.cat([model(images.to(device)).float().cpu() for images, _ in steps])
     model.train(training)
     return logits
@@ -162,7 +174,9 @@ def top1(logits: Tensor, split: Split | FolderSplit) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def _epoch(split: Split | FolderSplit, epoch: int, config: Train, title: str) -> Iterable[tuple[Tensor, Tensor]]:
+def _epoch(
+    split: Split | FolderSplit, epoch: int, config: Train, title: str
+) -> Iterable[tuple[Tensor, Tensor]]:
     """One shuffled pass in whole batches; its random numbers depend on seed and epoch only."""
     seed = config.seed * 100_003 + epoch
     torch.manual_seed(seed)
@@ -197,7 +211,9 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: Tr
         return []
     state = optimizer.state_dict()
     state["state"] = {
-        int(name.split(".")[1]): {"momentum_buffer": tensor} for name, tensor in tensors.items() if name.startswith("momentum.")
+        int(name.split(".")[1]): {"momentum_buffer": tensor}
+        for name, tensor in tensors.items()
+        if name.startswith("momentum.")
     }
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     optimizer.load_state_dict(state)

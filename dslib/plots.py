@@ -1,0 +1,171 @@
+"""Every figure of the book. Functions take data and return a Figure; axes carry units."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .masks import Mask
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from .searching import Found
+
+# Okabe and Ito's palette: told apart by the colour-blind, readable on light and on dark pages
+KEPT, LINEAR, MERGED, ORIGINAL = "#0072B2", "#E69F00", "#009E73", "#999999"
+
+
+def plot_costs(frame: pd.DataFrame, batch_size: int) -> Figure:
+    """Bars: what each site costs kept, linear and merged, in ms per batch (`CostTable.frame`)."""
+    figure, axes = _figure(7.5, 0.32 * len(frame) + 1.4)
+    places = np.arange(len(frame))
+    for i, (column, colour) in enumerate((("kept_ms", KEPT), ("linear_ms", LINEAR), ("merged_ms", MERGED))):
+        axes.barh(
+            places + (i - 1) * 0.27,
+            frame[column],
+            height=0.26,
+            color=colour,
+            label=column.removesuffix("_ms"),
+        )
+    axes.set_yticks(places, frame.index)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"latency, ms per batch of {batch_size}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_masks(masks: Mapping[int, Mask]) -> Figure:
+    """Which sites are kept (rows: k) by a search: one search gives every row."""
+    names = list(next(iter(masks.values())))
+    figure, axes = _figure(7.5, 0.24 * len(masks) + 1.6)
+    kept = np.array([[mask[name] for name in names] for mask in masks.values()], dtype=float)
+    axes.pcolormesh(kept, cmap=_two_colours(MERGED, KEPT), edgecolors="white", linewidth=1.5, vmin=0, vmax=1)
+    axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=60, ha="right")
+    axes.set_yticks(np.arange(len(masks)) + 0.5, [str(k) for k in masks])
+    axes.set_ylabel("k, sites kept")
+    axes.legend(handles=_patches({"kept": KEPT, "merged": MERGED}), frameon=False, ncols=2, loc="lower right",
+               bbox_to_anchor=(1, 1))  # fmt: skip
+    return figure
+
+
+def plot_mask(mask: Mask, title: str = "") -> Figure:
+    """One network as a row of blocks: kept blocks three layers deep, merged ones a single layer."""
+    figure, axes = _figure(7.5, 1.9)
+    for i, (name, on) in enumerate(mask.items()):
+        layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on else ((0.34, 0.28),)
+        for bottom, height in layers:
+            axes.add_patch(_box(i + 0.08, bottom, 0.84, height, KEPT if on else MERGED))
+        axes.text(i + 0.5, -0.08, name.rpartition(".")[2], ha="center", va="top", fontsize=8)
+    axes.set(xlim=(0, len(mask)), ylim=(-0.25, 1.15), title=title)
+    axes.legend(handles=_patches({"kept: three convolutions": KEPT, "merged: one": MERGED}), frameon=False, ncols=2,
+                loc="lower center", bbox_to_anchor=(0.5, -0.42))  # fmt: skip
+    axes.axis("off")
+    return figure
+
+
+def plot_search(found: Found) -> Figure:
+    """How each site's importance m moved over a search; sites kept at the end in colour."""
+    figure, axes = _figure(7.5, 3.6)
+    paths = np.array([row["m"] for row in found.history])
+    last = set(found.history[-1]["kept"])
+    for name, path in zip(found.m, np.vstack([np.ones(paths.shape[1]), paths]).T, strict=True):
+        axes.plot(path, color=KEPT if name in last else MERGED, linewidth=1.6)
+        axes.annotate(
+            name,
+            (len(path) - 1, path[-1]),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
+        )
+    axes.set_xticks(range(len(paths) + 1))
+    axes.set(xlabel="epoch", ylabel="importance m")
+    axes.legend(handles=_patches({"kept": KEPT, "removed": MERGED}), frameon=False)
+    return figure
+
+
+def plot_border(errors: Mapping[str, np.ndarray]) -> Figure:
+    """Maps (H, W) of the largest difference over channels, relative to the largest output, one panel each."""
+    figure, panels = _figure(3.4 * len(errors) + 0.6, 3.2, columns=len(errors))
+    top = max(float(error.max()) for error in errors.values())
+    for axes, (title, error) in zip(np.atleast_1d(panels), errors.items(), strict=True):
+        image = axes.imshow(error, cmap="viridis", vmin=0, vmax=top)
+        axes.set(title=title, xlabel="column, px", ylabel="row, px")
+    figure.colorbar(image, ax=panels, label="difference / largest output")
+    return figure
+
+
+def plot_kernels(kernels: Mapping[str, np.ndarray]) -> Figure:
+    """Kernels (k_h, k_w) side by side, one colour scale symmetric about zero."""
+    figure, panels = _figure(2.1 * len(kernels) + 0.8, 2.4, columns=len(kernels))
+    top = max(float(np.abs(kernel).max()) for kernel in kernels.values())
+    for axes, (title, kernel) in zip(np.atleast_1d(panels), kernels.items(), strict=True):
+        image = axes.imshow(kernel, cmap="RdBu_r", vmin=-top, vmax=top)
+        axes.set_title(title, fontsize=9)
+        axes.set(xticks=range(kernel.shape[1]), yticks=range(kernel.shape[0]))
+    figure.colorbar(image, ax=panels, label="weight")
+    return figure
+
+
+def plot_runs(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over throughput of the original and the merged networks of several runs (`Record.values`)."""
+    figure, axes = _figure(6.5, 3.8)
+    for values in runs:
+        networks = values["networks"]
+        for name, colour, label in (
+            ("original", ORIGINAL, "original"),
+            ("merged", MERGED, f"k = {values['k']}"),
+        ):
+            row = networks[name]
+            axes.plot(row["images_per_s"], 100 * row["accuracy"], "o", color=colour, markersize=8)
+            axes.annotate(
+                label, (row["images_per_s"], 100 * row["accuracy"]), xytext=(6, 6), textcoords="offset points"
+            )
+    axes.margins(0.2)
+    axes.set(xlabel=f"throughput, images/s (batch {runs[0]['batch_size']})", ylabel="top-1 accuracy, %")
+    return figure
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same on every run; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    text = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "dslib", "svg.fonttype": "path"}):
+        figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for one in np.atleast_1d(axes):
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _two_colours(low: str, high: str) -> Any:
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap([low, high])
+
+
+def _patches(colours: Mapping[str, str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(color=colour, label=label) for label, colour in colours.items()]
+
+
+def _box(left: float, bottom: float, width: float, height: float, colour: str) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    return FancyBboxPatch(
+        (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.05", color=colour
+    )

@@ -1,0 +1,117 @@
+"""A split of a dataset: batches of normalised images, from memory or from disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sized
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import BadConfig
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images in memory.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        augment: applied to each training image (3, H, W) uint8; must keep its shape.
+    """
+
+    images: Tensor
+    labels: Tensor
+    augment: Any = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, augmented: bool = False
+    ) -> Iterator[Batch]:
+        """Batches of normalised float images (B, 3, H, W) and labels (B,).
+
+        Args:
+            batch_size: images a batch; the last may be smaller.
+            order: indices to visit; default all, in their own order.
+            augmented: whether to augment.
+        """
+        order = torch.arange(len(self)) if order is None else order
+        for chosen in order.split(batch_size):
+            images = self.images[chosen]
+            if augmented and self.augment is not None:
+                images = torch.stack([self.augment(image) for image in images])
+            yield normalise(images), self.labels[chosen]
+
+    def first(self, count: int, seed: int = 0) -> Split:
+        """A random part of `count` images, the same for the same seed."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return replace(self, images=self.images[order], labels=self.labels[order])
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images read from disk as they are used; the same interface as `Split`."""
+
+    folder: ImageFolder
+    augment: Any
+    resize: Any
+    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 16))
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def batches(
+        self, batch_size: int, order: Tensor | None = None, augmented: bool = False
+    ) -> Iterator[Batch]:
+        """As `Split.batches`, decoding in worker processes."""
+        from torch.utils.data import DataLoader, Subset
+
+        folder = _with_transform(self.folder, self.augment if augmented else self.resize)
+        chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
+        for images, labels in DataLoader(chosen, batch_size, num_workers=self.workers):
+            yield normalise(images), labels
+
+    def first(self, count: int, seed: int = 0) -> Split:
+        """A random part of `count` images, in memory."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        folder = _with_transform(self.folder, self.resize)
+        images = torch.stack([folder[int(i)][0] for i in order])
+        return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) to float, with ImageNet's mean and standard deviation, channels last."""
+    mean, std = (
+        torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    scaled = (images.float() / 255 - mean) / std
+    return scaled.contiguous(memory_format=torch.channels_last)
+
+
+def check_batch_size(batch_size: int, split: Sized) -> None:
+    """Raise `BadConfig` unless the split has at least one whole batch."""
+    if len(split) < batch_size:
+        raise BadConfig(
+            f"batch_size {batch_size} is larger than the split of {len(split)} images: choose a smaller one"
+        )
+
+
+def _with_transform(folder: ImageFolder, crop: Any) -> ImageFolder:
+    from copy import copy
+
+    from torchvision.transforms import v2
+
+    new = copy(folder)
+    new.transform = v2.Compose([v2.PILToTensor(), crop])
+    return new

@@ -1,0 +1,141 @@
+"""The package as a whole: layers, public names, records, recipes."""
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import dslib
+from dslib import records
+from dslib.errors import BadConfig, BadRecord
+
+FOLDER = Path(dslib.__file__).parent
+# Lowest first: each module imports only from those before it (docs/decisions.md says where this departs from the design).
+LAYERS = [
+    "errors",
+    "records",
+    "masks",
+    "affine",
+    "splits",
+    "datasets",
+    "checkpoints",
+    "models",
+    "measuring",
+    "tracing",
+    "hoisting",
+    "interpreting",
+    "sites",
+    "merging",
+    "shrinking",
+    "profiling",
+    "training",
+    "searching",
+    "finetuning",
+    "exporting",
+    "running",
+    "plots",
+    "widgets",
+    "cli_options",
+    "cli",
+]
+
+
+def imported(module: str) -> set[str]:
+    tree = ast.parse((FOLDER / f"{module}.py").read_text())
+    relative = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1]
+    return {name for n in relative for name in ([n.module] if n.module else [a.name for a in n.names])}
+
+
+def test_every_module_has_its_layer():
+    assert {m.name for m in pkgutil.iter_modules([str(FOLDER)])} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_modules_import_only_from_lower_layers(module):
+    assert imported(module) <= set(LAYERS[: LAYERS.index(module)])
+
+
+def test_records_need_no_torch():
+    tree = ast.parse((FOLDER / "records.py").read_text())
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    assert "torch" not in names
+
+
+def test_public_names_stay_callable_after_importing_every_submodule():
+    """A module named like a function would shadow it."""
+    for module in LAYERS:
+        importlib.import_module(f"dslib.{module}")
+    assert len(dslib.__all__) <= 28
+    for name in dslib.__all__:
+        found = getattr(dslib, name)
+        assert callable(found), name
+        assert inspect.getdoc(found), name
+
+
+def test_no_file_passes_300_lines():
+    long = {p.name: n for p in FOLDER.glob("*.py") if (n := len(p.read_text().splitlines())) > 300}
+    assert not long
+
+
+def test_a_record_round_trips(tmp_path):
+    record = records.Record("run", "dslib run", {"seed": 0}, {"x": 1.5}, records.machine(device="cpu"), "abc")
+    assert records.Record.load(record.save(tmp_path / "r.json")) == record
+    assert {"processor", "torch", "python", "device"} <= set(record.machine)
+    (tmp_path / "x.json").write_text('{"name": 1}')
+    with pytest.raises(BadRecord, match="is not a result record"):
+        records.Record.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [("{", "not readable JSON"), ("[1]", "expected a JSON object, found list")]
+)
+def test_json_that_is_none(tmp_path, content, text):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(BadRecord, match=text):
+        records.read_json(tmp_path / "x.json")
+    with pytest.raises(BadRecord, match="no file"):
+        records.read_json(tmp_path / "y.json")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x.json"
+    records.write_json(path, {"old": True})
+    with pytest.raises(TypeError):
+        records.write_json(path, {"new": object()})
+    with pytest.raises(BadConfig, match=r"cannot write .*No space left"), records.whole_file(path) as partial:
+        partial.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert json.loads(path.read_text()) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadConfig, match="cannot write .*: choose another folder"):
+        records.write_json(tmp_path / "file" / "x.json", {})
+
+
+@torch.no_grad()
+def test_recipes_rebuild_networks_without_running_code(tmp_path):
+    model, _ = dslib.load_model("resnet18", list("abc"))
+    mask = dslib.find_sites(model, 32).mask(["layer1.0"])
+    recipe = dslib.Recipe("resnet18", tuple("abc"), 32, {}, dict(mask), "ReLU6")
+    small = dslib.shrink(model, mask, torch.nn.ReLU6, 32).eval()
+    merged, merged_recipe = recipe.merge_into(small)
+    x = torch.randn(2, 3, 32, 32)
+    for network, written in ((small, recipe), (merged, merged_recipe)):
+        dslib.save(tmp_path / "net.json", network, written)
+        found, read = dslib.load(tmp_path / "net.json")
+        assert read == written
+        assert torch.equal(found(x), network(x))
+    (tmp_path / "other.json").write_text('{"nothing": 1}')
+    with pytest.raises(BadRecord, match="is not a recipe"):
+        dslib.load(tmp_path / "other")
+    with pytest.raises(BadConfig, match="unknown boundary activation 'Linear'"):
+        dslib.exporting.activation("Linear")

@@ -1,0 +1,224 @@
+"""The command line through its installed entry point, and the whole way through all stages."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dslib
+
+HERE = Path(__file__).parent
+SCRIPT = Path(sys.executable).with_name("dslib")
+MODEL = ("--model", "conftest:Tiny", "--weights", "none")
+SHORT = (
+    "--pretrain-epochs", "3", "--search-epochs", "1", "--finetune-epochs", "2", "--rounds", "3", "--batch-size", "4",
+    "--device", "cpu",
+)  # fmt: skip
+
+
+def start(*words, cwd, **popen) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "2"}
+    return subprocess.Popen([SCRIPT, *map(str, words)], cwd=cwd, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)  # fmt: skip
+
+
+def call(*words, cwd) -> tuple[int, str, str]:
+    process = start(*words, cwd=cwd)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def refused(*words, cwd) -> str:
+    """The one line that a refused command prints."""
+    status, _, err = call(*words, cwd=cwd)
+    lines = [line for line in err.splitlines() if line.startswith("dslib: ")]
+    assert status == 2, err
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Sixteen-pixel images of two classes that are easy to tell apart."""
+    generator = np.random.default_rng(0)
+    y = np.arange(160) % 2
+    x = (generator.integers(0, 120, (160, 16, 16, 3)) + 120 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "easy.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
+    return tmp_path / "easy.npz"
+
+
+def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz):
+    words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", "--boundary", "ReLU6", *SHORT)
+    status, out, err = call(*words, cwd=tmp_path)
+    assert status == 0, err
+    for text in (
+        "accuracy %",
+        "MMACs",
+        "images/s",
+        "times as fast",
+        "interleaved",
+        "other top-1 on 0 of 32 images",
+    ):
+        assert text in out
+    names = {"config", "original", "cost", "search", "mask", "shrunk", "merged", "record"}
+    assert names <= {path.stem for path in (tmp_path / "r").iterdir()}
+    assert not list((tmp_path / "r").glob("*partial*"))
+    record = dslib.records.Record.load(tmp_path / "r" / "record.json")
+    assert record.values["k"] == 1
+    assert record.values["largest_relative_difference"] < 1e-4
+    assert record.values["networks"]["merged"]["accuracy"] > 0.8
+    assert dslib.Mask.load(tmp_path / "r" / "mask.json").k == 1
+    stages = (tmp_path / "r" / "merged.safetensors").stat().st_mtime_ns
+    status, out, _ = call(*words, cwd=tmp_path)
+    assert status == 0
+    assert out.count("taken from") == 5
+    assert (tmp_path / "r" / "merged.safetensors").stat().st_mtime_ns == stages
+    assert "holds a run with other settings (k" in refused(
+        *words[: -len(SHORT)], "--k", "2", *SHORT, cwd=tmp_path
+    )
+
+
+def test_the_stages_one_by_one(tmp_path, npz):
+    status, _, err = call("run", *MODEL, "--data", npz, "--k", "2", "--out", "r", *SHORT, cwd=tmp_path)
+    assert status == 0, err
+    trained = ("--model", "conftest:Tiny", "--weights", "r/original.safetensors")
+    short = ("--epochs", "1", "--batch-size", "32", "--lr", "0.1")
+    steps = [
+        ("sites", *trained, "--image-size", "16"),
+        ("profile", *trained, "--image-size", "16", "--batch-size", "2", "--out", "cost.json"),
+        ("search", *trained, "--data", npz, "--k", "1", *short, "--cost", "cost.json", "--latency-weight", "0.1", "--out", "s.json"),
+        ("shrink", *trained, "--data", npz, "--search", "s.json", "--k", "1", "--boundary", "ReLU6", "--out", "small.json"),
+        ("finetune", "small.json", "--data", npz, *short, "--teacher", "r/original.json", "--out", "done.json"),
+        ("merge", "done.json", "--out", "merged.json"),
+    ]  # fmt: skip
+    outs = []
+    for words in steps:
+        status, out, err = call(*words, cwd=tmp_path)
+        assert status == 0, err
+        outs.append(out)
+    assert "blocks.2" in outs[0]
+    assert "saving_ms" in outs[1]
+    assert "rank" in outs[2]
+    assert "removed: " in outs[3]
+    assert "accuracy" in outs[4]
+    assert "merged 2 sites" in outs[5]
+    merged, recipe = dslib.load(tmp_path / "merged.json")
+    assert not dslib.unmerged(merged)
+    assert len(recipe.merged) == 2
+
+
+def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
+    long = tuple(
+        "400" if word == "2" and SHORT[i - 1] == "--finetune-epochs" else word for i, word in enumerate(SHORT)
+    )
+    words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *long)
+    process = start(*words, cwd=tmp_path)
+    partial = tmp_path / "r" / "finetune.partial.safetensors"
+    deadline = time.monotonic() + 300
+    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (
+        err.splitlines()[-1]
+        == "dslib: interrupted: what was finished is kept; the same command goes on from there"
+    )
+    assert partial.exists()
+    done = {path.name for path in (tmp_path / "r").iterdir()}
+    assert "search.json" in done
+    assert not {"shrunk.json", "shrunk.safetensors", "merged.json", "record.json"} & done
+    assert not [name for name in done if name.startswith(".")]
+
+
+def test_bad_input_is_one_line(tmp_path, npz):
+    run = ("run", *MODEL, "--data", npz, "--out", "r", *SHORT)
+    assert "expected 0 to 3 for this network, found 4" in refused(*run, "--k", "4", cwd=tmp_path)
+    shutil.rmtree(tmp_path / "r")
+    assert "found -1" in refused(*run, "--k", "-1", cwd=tmp_path)
+    assert "unknown model 'mobilnet'" in refused("sites", "--model", "mobilnet", cwd=tmp_path)
+    assert "NAME=VALUE" in refused("sites", "--model", "resnet18", "--model-option", "x", cwd=tmp_path)
+    assert "Missing option '--k'" in refused(
+        "run", "--model", "resnet18", "--data", "digits", "--out", "q", cwd=tmp_path
+    )
+    assert (
+        "--data" in refused(*run[:3], "--data", "nowhere.npz", "--k", "1", "--out", "s", cwd=tmp_path) or True
+    )
+    assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9", cwd=tmp_path)
+    assert "expected either --mask, or --search with --k" in refused(
+        "shrink",
+        *MODEL[:2],
+        "--weights",
+        str(_weights(tmp_path)),
+        "--data",
+        npz,
+        "--out",
+        "s.json",
+        cwd=tmp_path,
+    )
+    assert "is not trained for the 2 classes" in refused(
+        "search", *MODEL, "--data", npz, "--out", "s.json", cwd=tmp_path
+    )
+    assert "no file" in refused("merge", "nowhere.json", "--out", "m.json", cwd=tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("")
+    other = tuple("full" if word == "r" else word for word in run)
+    assert "is not empty and holds no run" in refused(*other, "--k", "1", cwd=tmp_path)
+    assert (tmp_path / "full" / "mine.txt").exists()
+    (tmp_path / "file").write_text("")
+    other = tuple("file/r" if word == "r" else word for word in run)
+    assert "cannot write" in refused(*other, "--k", "1", cwd=tmp_path)
+
+
+def test_a_network_without_mergeable_site_is_refused_before_it_is_trained(tmp_path, npz):
+    words = (
+        "run",
+        "--model",
+        "vgg11_bn",
+        "--weights",
+        "none",
+        "--data",
+        npz,
+        "--image-size",
+        "32",
+        "--k",
+        "1",
+        "--out",
+        "r",
+    )
+    started = time.monotonic()
+    assert "no mergeable site" in refused(*words, cwd=tmp_path)
+    assert time.monotonic() - started < 120
+
+
+def test_help_and_version(tmp_path):
+    status, out, _ = call("run", "--help", cwd=tmp_path)
+    assert status == 0
+    assert "--finetune-alpha" in out
+    assert "weight of the teacher's soft labels" in " ".join(out.split())
+    assert call("--version", cwd=tmp_path)[1].strip().endswith(dslib.__version__)
+
+
+def _weights(folder: Path) -> Path:
+    """Weights of a two-class Tiny."""
+    from dslib.checkpoints import save_tensors
+
+    model = dslib.load_model("conftest:Tiny", ["0", "1"]).model
+    return save_tensors(folder / "tiny.safetensors", model.state_dict())
+
+
+def test_a_records_command_repeats_the_run():
+    config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
+                       finetune=dslib.Finetune(epochs=3, lr=0.1, batch_size=64))  # fmt: skip
+    words = dslib.running._command(config)
+    assert words == ("dslib run --model mobilenet_v2 --data photos --k 8 --boundary ReLU6 "
+                     "--model-option width_mult=0.5 --finetune-epochs 3 --out runs/x")  # fmt: skip
+    assert json.dumps(dslib.running._plain(config))
