@@ -54,9 +54,7 @@ class Affine:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The map applied to x, (N, C_in, H, W) -> (N, C_out, H', W')."""
-        return F.conv2d(
-            F.pad(x, self.padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups
-        )
+        return F.conv2d(F.pad(x, self.padding), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def identity(channels: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Affine:

@@ -58,9 +58,7 @@ def load_state_dict(path: Path | str) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
-        raise BadModel(
-            f"{path} is no readable checkpoint of plain tensors: {str(error).splitlines()[0]}"
-        ) from error
+        raise BadModel(f"{path} is no readable checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -74,7 +72,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(
-            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        )
+        whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return whole.hexdigest()

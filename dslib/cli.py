@@ -38,9 +38,7 @@ def main() -> None:
     except DslibError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk"
-        )
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted: what was finished is kept; the same command goes on from there")
 
@@ -81,9 +79,7 @@ def profile_command(
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
     table = dslib.profile(network, dslib.find_sites(network, image_size), batch_size, activation(boundary))
     click.echo(table.frame.round(3).to_string())
-    click.echo(
-        f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}"
-    )
+    click.echo(f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}")
     if out:
         table.save(out)
 
@@ -131,9 +127,7 @@ def shrink_command(
     network, loaded = _trained(model, weights, options, data, image_size, False, "cpu")
     mask = _mask(search_file, k, mask_file)
     small = dslib.shrink(network, mask, activation(boundary), loaded.image_size)
-    recipe = dslib.Recipe(
-        model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary
-    )
+    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary)
     click.echo(f"{mask!r}\nwritten: {dslib.save(out, small, recipe)}")
 
 
@@ -192,9 +186,7 @@ def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **giv
     import dslib
 
     stages = {
-        stage: kind(
-            **{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given}
-        )
+        stage: kind(**{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given})
         for stage, kind in STAGES.items()
     }
     boundary = None if boundary in (None, "none") else boundary

@@ -54,9 +54,7 @@ def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = Fal
     if name == "cifar10":
         return _cifar10(image_size)
     if name in ("imagenette", "imagenet"):
-        return _folder(
-            name, _find_photos(name), image_size or (224 if name == "imagenet" else 128), skip_corrupt
-        )
+        return _folder(name, _find_photos(name), image_size or (224 if name == "imagenet" else 128), skip_corrupt)
     path = Path(name).expanduser()
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path.stem, path, image_size)
@@ -123,9 +121,7 @@ def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> D
     expected = ("x_train", "y_train", "x_test", "y_test")
     require(set(expected) <= set(arrays), f"{name}: expected arrays {', '.join(expected)}, found "
             f"{', '.join(sorted(arrays)) or 'none'}", BadData)  # fmt: skip
-    splits = [
-        _array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")
-    ]
+    splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")]
     classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
     size = splits[0].images.shape[-1]
     train = replace(splits[0], augment=_shifts(size, flip=True))
@@ -167,9 +163,7 @@ def _find_photos(name: str) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         Imagenette(str(cache), size="160px", download=True)
     except Exception as error:  # urllib, hashing and disk errors alike
-        raise BadData(
-            f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}"
-        ) from error
+        raise BadData(f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
     return cache / "imagenette2-160"
 
 
@@ -205,9 +199,7 @@ def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
         read = list(pool.map(lambda sample: _read(sample[0], crop), folder.samples))
     corrupt = [path for (path, _), image in zip(folder.samples, read, strict=True) if image is None]
     if corrupt:
-        report = (
-            f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
-        )
+        report = f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
         require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
         print(f"warning: {report}; left out")
     whole = [i for i, image in enumerate(read) if image is not None]
@@ -238,9 +230,7 @@ def _centre(size: int, name: str) -> Any:
 def _random_crop(size: int) -> Any:
     from torchvision.transforms import v2
 
-    return v2.Compose(
-        [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()]
-    )
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()])
 
 
 def _shifts(size: int, flip: bool = False) -> Any:

@@ -5,7 +5,7 @@ No code is stored and none is run: the recipe names the model's function, the we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,10 @@ class Recipe:
             model = shrink(model, Mask(self.mask), activation(self.boundary), self.image_size)
         return (merge(model, self.merged) if self.merged else model).eval()
 
-    def merge_into(self, model: nn.Module) -> tuple[nn.Module, Recipe]:
-        """The network with every removed site merged, and its recipe."""
-        return merge(model), replace(self, merged=tuple(unmerged(model)))
+    def merge_into(self, model: nn.Module, only: Collection[str] | None = None) -> tuple[nn.Module, Recipe]:
+        """The network with its removed sites merged (those in `only`, if given), and its recipe."""
+        merged = tuple(unmerged(model)) if only is None else tuple(only)
+        return merge(model, merged), replace(self, merged=merged)
 
 
 def save(path: Path | str, model: nn.Module, recipe: Recipe) -> Path:
@@ -77,9 +78,7 @@ def load(path: Path | str) -> tuple[nn.Module, Recipe]:
     except TypeError as error:
         raise BadRecord(f"{path.with_suffix('.json')} is not a recipe: {error}") from error
     model = recipe.build()
-    load_weights(
-        model, load_tensors(path.with_suffix(".safetensors"))[0], str(path.with_suffix(".safetensors"))
-    )
+    load_weights(model, load_tensors(path.with_suffix(".safetensors"))[0], str(path.with_suffix(".safetensors")))
     return model, recipe
 
 

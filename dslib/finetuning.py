@@ -78,10 +78,7 @@ def finetune(
         value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         if teacher is None:
             return value
-        return (
-            config.alpha * distillation(logits, teacher(images), config.temperature)
-            + (1 - config.alpha) * value
-        )
+        return config.alpha * distillation(logits, teacher(images), config.temperature) + (1 - config.alpha) * value
 
     def note(epoch: int) -> dict[str, Any]:
         return {"val_accuracy": evaluate(student, data.val)}

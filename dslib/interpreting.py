@@ -96,9 +96,7 @@ def _free_modules() -> tuple[type[nn.Module], ...]:
 
 def _pad_sides(node: fx.Node) -> Sides:
     sides = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
-    rest: tuple[Any, ...] = tuple(node.args[2:]) + tuple(
-        v for k, v in node.kwargs.items() if k in ("mode", "value")
-    )
+    rest: tuple[Any, ...] = tuple(node.args[2:]) + tuple(v for k, v in node.kwargs.items() if k in ("mode", "value"))
     if any(value not in ("constant", 0, 0.0, None) for value in rest) or len(sides) != 4:  # type: ignore[arg-type]
         raise NotMergeable("only zero padding on four sides is affine")
     left, right, top, bottom = sides  # type: ignore[misc]

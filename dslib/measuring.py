@@ -201,9 +201,7 @@ def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def _conv_bn_pairs(
-    model: nn.Module, images: Tensor
-) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
+def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
     """Convolutions called once whose output a BatchNorm called once reads."""
     calls: dict[str, int] = {}
     made: dict[int, tuple[str, nn.Conv2d, Tensor]] = {}

@@ -144,9 +144,7 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
 
     function = _function(name)
     key = (
-        {"pretrained": True}
-        if timm.is_model(_bare(name)) and not _takes_weights(function)
-        else {"weights": "DEFAULT"}
+        {"pretrained": True} if timm.is_model(_bare(name)) and not _takes_weights(function) else {"weights": "DEFAULT"}
     )
     try:
         return function(**options, **key)

@@ -166,6 +166,4 @@ def _patches(colours: Mapping[str, str]) -> list[Any]:
 def _box(left: float, bottom: float, width: float, height: float, colour: str) -> Any:
     from matplotlib.patches import FancyBboxPatch
 
-    return FancyBboxPatch(
-        (left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.05", color=colour
-    )
+    return FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=0.05", color=colour)

@@ -46,8 +46,8 @@ class CostTable:
 
     @property
     def savings(self) -> dict[str, float]:
-        """Site name -> ms per batch saved by merging it; negative where merging costs time."""
-        return {name: self.kept[name] - self.merged[name] for name in self.kept}
+        """Site name -> ms per batch saved by removing it, merged or left linear, whichever is quicker."""
+        return {name: self.kept[name] - min(self.merged[name], self.linear[name]) for name in self.kept}
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -75,6 +75,10 @@ class CostTable:
             MaskMismatch,
         )
         return self.total - sum(self.savings[name] for name in mask.removed)
+
+    def worth_merging(self, mask: Mask) -> tuple[str, ...]:
+        """Removed sites that are quicker merged than linear: the others are better left as they are."""
+        return tuple(name for name in mask.removed if self.merged[name] <= self.linear[name])
 
     def save(self, path: Path | str) -> Path:
         """Write it as JSON."""

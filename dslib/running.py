@@ -62,8 +62,8 @@ class Run:
     skip_corrupt: bool = False
     boundary: str | None = None
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
-    search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8)
-    finetune: Finetune = Finetune(epochs=9, lr=0.1, batch_size=64)
+    search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8, latency_weight=0.03)
+    finetune: Finetune = Finetune(epochs=10, lr=0.1, batch_size=64)
     batch_size: int = 32
     rounds: int = 40
     device: str = "auto"
@@ -114,12 +114,14 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
         return done.model, shrunk_recipe
 
     small, _ = stage.network("shrunk", stage2)
-    merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small))
+    merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small, cost.worth_merging(mask)))
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
-    values = compare(networks, data, config) | {"k": mask.k, "removed": list(mask.removed)}
-    record = records.Record(
-        "run", _command(config), _plain(config), values, this_machine(device), records.commit()
-    )
+    values = compare(networks, data, config) | {
+        "k": mask.k,
+        "removed": list(mask.removed),
+        "merged": list(cost.worth_merging(mask)),
+    }
+    record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
     record.save(out / "record.json")
     for leftover in out.glob("*.partial.safetensors"):
         leftover.unlink()
@@ -133,9 +135,7 @@ def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[
     """
     shape = (3, data.image_size, data.image_size)
     device = next(networks["original"].parameters()).device
-    images = torch.randn(config.batch_size, *shape, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
+    images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
     logits = {name: predict(network, data.val) for name, network in networks.items()}
     folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
     timing = measure(folded, images, config.rounds)
@@ -184,9 +184,7 @@ def pick_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise BadConfig(
-            f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto"
-        ) from error
+        raise BadConfig(f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto") from error
 
 
 class _Stages:
@@ -232,15 +230,11 @@ def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple
     return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
 
 
-def pretrain(
-    model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None
-) -> None:
+def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None) -> None:
     """Train a network in place from random weights, or only its new head on top of pretrained ones."""
     parameters = None
     if head_only:
-        parameters = [
-            {"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}
-        ]
+        parameters = [{"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}]
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if head_only:
@@ -258,9 +252,7 @@ def _claim(out: Path, config: Run) -> None:
     if path.exists():
         found, own = records.read_json(path), _plain(config)
         other = sorted(key for key in {*own, *found} if own.get(key) != found.get(key))
-        require(
-            not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out"
-        )
+        require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     else:
@@ -281,12 +273,6 @@ def _command(config: Run) -> str:
     words += [word for key, value in config.options.items() for word in ("--model-option", f"{key}={value}")]
     for stage in ("pretrain", "search", "finetune"):
         own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
-        changed = {
-            key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")
-        }
-        words += [
-            word
-            for key, value in changed.items()
-            for word in (f"--{stage}-{key.replace('_', '-')}", str(value))
-        ]
+        changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}
+        words += [word for key, value in changed.items() for word in (f"--{stage}-{key.replace('_', '-')}", str(value))]
     return shlex.join([*words, "--out", "runs/x"])

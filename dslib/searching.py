@@ -132,9 +132,7 @@ class Gates(nn.Module):
 
     def keep(self, k: int) -> None:
         """Open the gates of the k largest m, close the others; ties go to the earlier site."""
-        require(
-            0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig
-        )
+        require(0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig)
         ranked = sorted(range(len(self.names)), key=lambda i: (-self.m[i].item(), i))
         for place, i in enumerate(ranked):
             self.open[i] = place < k

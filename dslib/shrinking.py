@@ -185,9 +185,7 @@ def _settle_block(block: fx.GraphModule) -> None:
     block.recompile()
 
 
-def _add_boundary(
-    traced: fx.GraphModule, name: str, boundary: Boundary | Mapping[str, Boundary] | None
-) -> None:
+def _add_boundary(traced: fx.GraphModule, name: str, boundary: Boundary | Mapping[str, Boundary] | None) -> None:
     if isinstance(boundary, Mapping):
         make = boundary.get(name)
     else:

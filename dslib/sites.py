@@ -249,6 +249,4 @@ def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
         whole = interpret(linear_block(ghost, name, input_shape), input_shape[0])
     except NotMergeable as error:
         return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
-    return Site(
-        name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended
-    )
+    return Site(name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended)

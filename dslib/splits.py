@@ -36,9 +36,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(
-        self, batch_size: int, order: Tensor | None = None, augmented: bool = False
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
         """Batches of normalised float images (B, 3, H, W) and labels (B,).
 
         Args:
@@ -71,9 +69,7 @@ class FolderSplit:
     def __len__(self) -> int:
         return len(self.folder)
 
-    def batches(
-        self, batch_size: int, order: Tensor | None = None, augmented: bool = False
-    ) -> Iterator[Batch]:
+    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
         """As `Split.batches`, decoding in worker processes."""
         from torch.utils.data import DataLoader, Subset
 
@@ -92,9 +88,7 @@ class FolderSplit:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) to float, with ImageNet's mean and standard deviation, channels last."""
-    mean, std = (
-        torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)
 

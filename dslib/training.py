@@ -58,9 +58,7 @@ class Train:
             f"batch_size: expected 2 or more (BatchNorm needs them), found {self.batch_size}",
         )
         require(self.lr > 0, f"lr: expected more than 0, found {self.lr}")
-        require(
-            0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}"
-        )
+        require(0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}")
         require(self.clip > 0, f"clip: expected more than 0, found {self.clip}")
 
 
@@ -116,9 +114,7 @@ def train(
     for epoch in range(len(history), config.epochs):
         started, total = time.perf_counter(), 0.0
         model.train()
-        for i, (images, labels) in enumerate(
-            _epoch(data.train, epoch, config, f"{title} {epoch + 1}/{config.epochs}")
-        ):
+        for i, (images, labels) in enumerate(_epoch(data.train, epoch, config, f"{title} {epoch + 1}/{config.epochs}")):
             progress = (epoch * batches + i) / (batches * config.epochs)
             _set_lr(optimizer, lr_at(progress, config))
             if before_step:
@@ -149,15 +145,11 @@ def groups(model: nn.Module, config: Train) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, title: str = "evaluate"
-) -> Tensor:
+def predict(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, title: str = "evaluate") -> Tensor:
     """The network's logits in eval over a split, (N, classes) float32 on the CPU; its train flag is put back."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    steps = tqdm(
-        split.batches(batch_size), title, math.ceil(len(split) / batch_size), leave=False, disable=None
-    )
+    steps = tqdm(split.batches(batch_size), title, math.ceil(len(split) / batch_size), leave=False, disable=None)
     logits = torch.cat([model(images.to(device)).float().cpu() for images, _ in steps])
     model.train(training)
     return logits
@@ -174,9 +166,7 @@ def top1(logits: Tensor, split: Split | FolderSplit) -> float:
     return (logits.argmax(1) == labels).float().mean().item()
 
 
-def _epoch(
-    split: Split | FolderSplit, epoch: int, config: Train, title: str
-) -> Iterable[tuple[Tensor, Tensor]]:
+def _epoch(split: Split | FolderSplit, epoch: int, config: Train, title: str) -> Iterable[tuple[Tensor, Tensor]]:
     """One shuffled pass in whole batches; its random numbers depend on seed and epoch only."""
     seed = config.seed * 100_003 + epoch
     torch.manual_seed(seed)

@@ -29,18 +29,14 @@ def explore(
 
     require(bool(panes), "explore: expected at least one pane")
     values = list(panes)
-    require(
-        start is None or start in panes, f"explore: start is {start!r}, expected one of {', '.join(values)}"
-    )
+    require(start is None or start in panes, f"explore: start is {start!r}, expected one of {', '.join(values)}")
     index = values.index(start) if start is not None else 0
     slider = ipywidgets.SelectionSlider(
         options=values, index=index, description=label, style={"description_width": "initial"},
         layout={"width": "min(36em, 95%)"},
     )  # fmt: skip
     # white behind each pane: figures have dark text, and the page may be dark
-    stack = ipywidgets.Stack(
-        [ipywidgets.HTML(_framed(pane)) for pane in panes.values()], selected_index=index
-    )
+    stack = ipywidgets.Stack([ipywidgets.HTML(_framed(pane)) for pane in panes.values()], selected_index=index)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     children = [slider, stack]
     if live is not None:
@@ -52,9 +48,7 @@ def _live_part(slider: object, live: Callable[[str], str]) -> list[object]:
     """A button that computes the slider's value with the kernel, and the place for its answer."""
     import ipywidgets
 
-    button = ipywidgets.Button(
-        description="compute this one now (needs a kernel)", layout={"width": "max-content"}
-    )
+    button = ipywidgets.Button(description="compute this one now (needs a kernel)", layout={"width": "max-content"})
     answer = ipywidgets.HTML()
 
     def compute(_: object) -> None:

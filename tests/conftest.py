@@ -57,9 +57,7 @@ class Tiny(nn.Module):
 
     def __init__(self, num_classes=10):
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential(Block(), Block(c_out=6, k=5, stride=2, bias=True), Block(6, 8, 6))
         self.head = nn.Linear(6, num_classes)
 

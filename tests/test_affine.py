@@ -23,9 +23,7 @@ def maps(draw, c_in: int, padded: bool = True) -> Affine:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     weight = torch.randn(c_out, c_in // groups, *draw(pairs), dtype=torch.float64, generator=generator)
     bias = torch.randn(c_out, dtype=torch.float64, generator=generator) if draw(st.booleans()) else None
-    return Affine(
-        weight, bias, draw(pairs), draw(pairs), draw(sides) if padded else affine.NO_PADDING, groups
-    )
+    return Affine(weight, bias, draw(pairs), draw(pairs), draw(sides) if padded else affine.NO_PADDING, groups)
 
 
 def images(channels: int) -> torch.Tensor:

@@ -31,9 +31,7 @@ def photos(tmp_path):
 def arrays(tmp_path):
     generator = np.random.default_rng(0)
     x = generator.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
-    np.savez(
-        tmp_path / "x.npz", x_train=x[:8], y_train=np.arange(8) % 3, x_test=x[8:], y_test=np.arange(4) % 3
-    )
+    np.savez(tmp_path / "x.npz", x_train=x[:8], y_train=np.arange(8) % 3, x_test=x[8:], y_test=np.arange(4) % 3)
     return tmp_path / "x.npz"
 
 
@@ -93,9 +91,7 @@ def test_dslib_data_is_searched_first(photos, arrays, monkeypatch):
 def test_corrupt_images_are_named_and_left_out_only_when_asked(photos, capsys):
     broken = photos / "train" / "n01440764" / "1.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    with pytest.raises(
-        BadData, match=r"1 of 6 images in .*train cannot be read, the first: .*1\.png.*--skip-corrupt"
-    ):
+    with pytest.raises(BadData, match=r"1 of 6 images in .*train cannot be read, the first: .*1\.png.*--skip-corrupt"):
         dslib.load_data(str(photos), 24)
     data = dslib.load_data(str(photos), 24, skip_corrupt=True)
     assert len(data.train) == len(data.train.labels) == 5
@@ -124,9 +120,7 @@ def test_files_that_are_no_dataset(tmp_path):
     np.savez(tmp_path / "y.npz", x_train=np.zeros(3))
     with pytest.raises(BadData, match="expected arrays x_train, y_train, x_test, y_test, found x_train"):
         dslib.load_data(str(tmp_path / "y.npz"))
-    np.savez(
-        tmp_path / "z.npz", x_train=np.zeros((2, 4, 4, 3)), y_train=[0, 1], x_test=np.zeros(0), y_test=[]
-    )
+    np.savez(tmp_path / "z.npz", x_train=np.zeros((2, 4, 4, 3)), y_train=[0, 1], x_test=np.zeros(0), y_test=[])
     with pytest.raises(BadData, match=r"expected images \(N, H, W, 3\) uint8"):
         dslib.load_data(str(tmp_path / "z.npz"))
 
@@ -156,9 +150,7 @@ def test_no_network_and_no_data_says_what_to_type(monkeypatch, tmp_path):
         dslib.load_data("imagenet")
 
 
-@pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "timm/efficientnet_lite0", "torchvision/resnet18", "conftest:Tiny"]
-)
+@pytest.mark.parametrize("name", ["mobilenet_v2", "timm/efficientnet_lite0", "torchvision/resnet18", "conftest:Tiny"])
 def test_networks_by_name(name):
     model, trained = dslib.load_model(name, ["a", "b", "c"])
     assert not trained

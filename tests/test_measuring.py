@@ -74,9 +74,7 @@ def test_latency_is_measured_in_turns_and_orders_networks():
             return x
 
     images = torch.randn(1, 1, 64, 64)
-    timing = dslib.measure(
-        {"a": Noted("a", 2), "b": Noted("b", 200)}, images, rounds=5, warmup=1, at_least_ms=0
-    )
+    timing = dslib.measure({"a": Noted("a", 2), "b": Noted("b", 200)}, images, rounds=5, warmup=1, at_least_ms=0)
     assert "".join(order[-10:]) == "ab" * 5
     assert timing.median("b") > timing.median("a") > 0
     assert timing.frame.loc["a", "images_per_s"] == pytest.approx(1e3 / timing.median("a"))
@@ -119,9 +117,7 @@ def test_a_profile_predicts_and_round_trips(tiny, tmp_path):
     assert (table.frame[["kept_ms", "linear_ms", "merged_ms"]] > 0).all(axis=None)
     assert list(table.frame.index) == list(sites.names)
     some = sites.mask(["blocks.0"])
-    assert table.predict(some) == pytest.approx(
-        table.total - table.savings["blocks.1"] - table.savings["blocks.2"]
-    )
+    assert table.predict(some) == pytest.approx(table.total - table.savings["blocks.1"] - table.savings["blocks.2"])
     assert table.predict(sites.mask(sites.names)) == table.total
     assert dslib.CostTable.load(table.save(tmp_path / "cost.json")) == table
     with pytest.raises(MaskMismatch, match="no measured cost for \\['x'\\]"):

@@ -55,9 +55,7 @@ def test_the_merged_kernel_is_the_impulse_response(block):
     conv = merge_block(linear).conv
     zero = linear(torch.zeros(1, 4, 17, 17, dtype=torch.float64))
     k, stride = conv.kernel_size[0], conv.stride[0]
-    centre = (
-        zero.shape[2] // 2
-    ) * stride  # the input pixel under the first tap of the middle output, padding aside
+    centre = (zero.shape[2] // 2) * stride  # the input pixel under the first tap of the middle output, padding aside
     for channel in range(4):
         for tap in range(k):
             x = torch.zeros(1, 4, 17, 17, dtype=torch.float64)
@@ -95,18 +93,14 @@ def test_hoisting_changes_the_border_only():
     """Inside, a shrunk block equals the block without its activations."""
     block = randomise_batchnorm(Block(k=3)).double().eval()
     plain = copy.deepcopy(block)
-    plain.forward = lambda x: (
-        x + plain.bn3(plain.project(plain.bn2(plain.depthwise(plain.bn1(plain.expand(x))))))
-    )
+    plain.forward = lambda x: x + plain.bn3(plain.project(plain.bn2(plain.depthwise(plain.bn1(plain.expand(x))))))
     x = torch.randn(1, 4, 9, 9, dtype=torch.float64)
     hoisted, expected = linear_block(block, "block", None)(x), plain(x)
     torch.testing.assert_close(hoisted[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
     assert relative(hoisted, expected) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("mobilenet_v2", PaddingBatchNorm2d), ("resnet18", InteriorBatchNorm2d)]
-)
+@pytest.mark.parametrize(("name", "kind"), [("mobilenet_v2", PaddingBatchNorm2d), ("resnet18", InteriorBatchNorm2d)])
 def test_batch_statistics_do_not_see_the_padding(name, kind):
     """In train, the first BatchNorm of a hoisted block tracks exactly what it tracks unhoisted."""
     model = build(name).train()

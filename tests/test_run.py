@@ -81,9 +81,7 @@ def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz
     assert status == 0
     assert out.count("taken from") == 5
     assert (tmp_path / "r" / "merged.safetensors").stat().st_mtime_ns == stages
-    assert "holds a run with other settings (k" in refused(
-        *words[: -len(SHORT)], "--k", "2", *SHORT, cwd=tmp_path
-    )
+    assert "holds a run with other settings (k" in refused(*words[: -len(SHORT)], "--k", "2", *SHORT, cwd=tmp_path)
 
 
 def test_the_stages_one_by_one(tmp_path, npz):
@@ -116,9 +114,7 @@ def test_the_stages_one_by_one(tmp_path, npz):
 
 
 def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
-    long = tuple(
-        "400" if word == "2" and SHORT[i - 1] == "--finetune-epochs" else word for i, word in enumerate(SHORT)
-    )
+    long = tuple("400" if word == "2" and SHORT[i - 1] == "--finetune-epochs" else word for i, word in enumerate(SHORT))
     words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *long)
     process = start(*words, cwd=tmp_path)
     partial = tmp_path / "r" / "finetune.partial.safetensors"
@@ -128,10 +124,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert (
-        err.splitlines()[-1]
-        == "dslib: interrupted: what was finished is kept; the same command goes on from there"
-    )
+    assert err.splitlines()[-1] == "dslib: interrupted: what was finished is kept; the same command goes on from there"
     assert partial.exists()
     done = {path.name for path in (tmp_path / "r").iterdir()}
     assert "search.json" in done
@@ -149,9 +142,7 @@ def test_bad_input_is_one_line(tmp_path, npz):
     assert "Missing option '--k'" in refused(
         "run", "--model", "resnet18", "--data", "digits", "--out", "q", cwd=tmp_path
     )
-    assert (
-        "--data" in refused(*run[:3], "--data", "nowhere.npz", "--k", "1", "--out", "s", cwd=tmp_path) or True
-    )
+    assert "--data" in refused(*run[:3], "--data", "nowhere.npz", "--k", "1", "--out", "s", cwd=tmp_path) or True
     assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9", cwd=tmp_path)
     assert "expected either --mask, or --search with --k" in refused(
         "shrink",

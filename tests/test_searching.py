@@ -105,9 +105,7 @@ def test_one_search_gives_nested_masks_for_every_k(tiny, digits):
 def test_exactly_k_at_every_step_of_a_search(tiny, digits, monkeypatch):
     seen = []
     forward = Gate.forward
-    monkeypatch.setattr(
-        Gate, "forward", lambda self, x: seen.append(sum(self._gates[0].open)) or forward(self, x)
-    )
+    monkeypatch.setattr(Gate, "forward", lambda self, x: seen.append(sum(self._gates[0].open)) or forward(self, x))
     dslib.search(tiny.float(), digits, dslib.find_sites(tiny, 16), config=replace(QUICK, anneal=0.0))
     assert set(seen) == {1}
 
@@ -120,9 +118,7 @@ def test_a_search_is_deterministic_and_resumes_without_a_trace(tiny, digits, tmp
     from dslib import training
 
     save = training._save
-    monkeypatch.setattr(
-        training, "_save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0]
-    )
+    monkeypatch.setattr(training, "_save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0])
     with pytest.raises(KeyboardInterrupt):
         dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
     monkeypatch.setattr(training, "_save", save)

@@ -77,9 +77,7 @@ def test_a_block_that_cannot_be_traced_is_listed_with_its_reason():
     class Dynamic(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body = nn.Sequential(
-                nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-            )
+            self.body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
 
         def forward(self, x):
             return self.body(x) if x.sum() > 0 else x

@@ -55,8 +55,7 @@ def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
     history = train(fresh, digits, cross_entropy, QUICK, checkpoint=path)
     assert [row["loss"] for row in history] == [row["loss"] for row in expected]
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(fresh.state_dict().values(), straight.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), straight.state_dict().values(), strict=True)
     )
 
 
@@ -85,9 +84,7 @@ def test_evaluation_counts_every_image_once(digits):
     assert model.training
 
 
-@pytest.mark.parametrize(
-    "field", [{"epochs": -1}, {"batch_size": 1}, {"lr": 0}, {"label_smoothing": 1}, {"clip": 0}]
-)
+@pytest.mark.parametrize("field", [{"epochs": -1}, {"batch_size": 1}, {"lr": 0}, {"label_smoothing": 1}, {"clip": 0}])
 def test_settings_out_of_range(field):
     with pytest.raises(BadConfig, match=f"{next(iter(field))}: expected"):
         Train(**field)
