@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -111,16 +112,16 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     def stage2() -> tuple[nn.Module, Recipe]:
         small = fade(model, mask, boundary, data.image_size)
         done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors")
+        records.write_json(out / "finetune.json", {"history": done.history})
         return done.model, shrunk_recipe
 
     small, _ = stage.network("shrunk", stage2)
     merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small, cost.worth_merging(mask)))
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
-    values = compare(networks, data, config) | {
-        "k": mask.k,
-        "removed": list(mask.removed),
-        "merged": list(cost.worth_merging(mask)),
-    }
+    values = {
+        "k": mask.k, "removed": list(mask.removed), "merged": list(cost.worth_merging(mask)), "seconds": stage.seconds(),
+        **compare(networks, data, config), "search": found.history, **records.read_json(out / "finetune.json"),
+    }  # fmt: skip
     record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
     record.save(out / "record.json")
     for leftover in out.glob("*.partial.safetensors"):
@@ -193,25 +194,31 @@ class _Stages:
     def __init__(self, out: Path, echo: Callable[[str], None]) -> None:
         self.out, self.echo = out, echo
 
-    def file(self, name: str, load: Callable[[Path], T], make: Callable[[], T]) -> T:
+    def file(self, name: str, load: Callable[[Path], Any], make: Callable[[], Any]) -> Any:
+        """What `load` reads from <name>.json; made, and saved by its own `save`, if it is not there."""
+        return self._once(name, load, make, lambda path, made: made.save(path))
+
+    def network(self, name: str, make: Callable[[], tuple[nn.Module, Recipe]]) -> tuple[nn.Module, Recipe]:
+        """The same for a network and its recipe."""
+        model, recipe = self._once(name, exporting.load, make, lambda path, made: exporting.save(path, *made))
+        return model.eval(), recipe
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> wall time in seconds of the call that ended it."""
+        path = self.out / "seconds.json"
+        return records.read_json(path) if path.exists() else {}
+
+    def _once(self, name: str, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], Any]) -> T:
         path = self.out / f"{name}.json"
         if path.exists():
             self.echo(f"{name}: taken from {path}")
             return load(path)
         self.echo(f"{name} ...")
+        started = time.perf_counter()
         made = make()
-        made.save(path)  # type: ignore[attr-defined]
+        records.write_json(self.out / "seconds.json", self.seconds() | {name: time.perf_counter() - started})
+        save(path, made)
         return made
-
-    def network(self, name: str, make: Callable[[], tuple[nn.Module, Recipe]]) -> tuple[nn.Module, Recipe]:
-        path = self.out / f"{name}.json"
-        if path.exists():
-            self.echo(f"{name}: taken from {path}")
-            return exporting.load(path)
-        self.echo(f"{name} ...")
-        model, recipe = make()
-        exporting.save(path, model, recipe)
-        return model.eval(), recipe
 
 
 def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple[nn.Module, Recipe]:
