@@ -148,13 +148,11 @@ def finetune_command(
 
     small, found = dslib.load(recipe)
     loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
+    where, guide = pick_device(device), None
     if teacher is not None:
-        guide = dslib.load(teacher)[0]
-    else:
-        weights = teacher_weights or "none"
-        guide = dslib.load_model(found.model, loaded.classes, weights, found.options).model
-    where = pick_device(device)
-    guide = guide.to(where) if teacher is not None or teacher_weights else None
+        guide = dslib.load(teacher)[0].to(where)
+    elif teacher_weights is not None:
+        guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model.to(where)
     done = dslib.finetune(small.to(where), loaded, guide, dslib.Finetune(**given), _partial(out))
     dslib.save(out, done.model, found)
     _partial(out).unlink(missing_ok=True)
@@ -185,7 +183,7 @@ def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **giv
     """All three stages: search, finetune, merge, and a table of what was gained. Run again to go on."""
     import dslib
 
-    stages = {
+    stages: dict[str, Any] = {
         stage: kind(**{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given})
         for stage, kind in STAGES.items()
     }
@@ -206,7 +204,8 @@ def table(values: dict[str, Any]) -> str:
     speed = values["speedup"]
     return "\n".join([
         frame.rename(columns=HEADS | {"accuracy": "accuracy %"}).round(2).to_string(),
-        f"merged is {speed['ratio_of_medians']:.2f} times as fast (quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
+        f"merged is {speed['ratio_of_medians']:.2f} times as fast "
+        f"(quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
         f"{speed['rounds']} interleaved rounds, batch {values['batch_size']}, {values['runtime']})",
         f"largest difference of merged to shrunk outputs: {values['largest_relative_difference']:.1e} of the largest; "
         f"other top-1 on {values['top1_differences']} of {values['val_images']} images",
@@ -229,7 +228,8 @@ def _trained(
     loaded = dslib.load_data(data, image_size, skip_corrupt)
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
-        raise BadModel(f"{model} with weights {weights!r} is not trained for the {len(loaded.classes)} classes of {data}: "
+        raise BadModel(f"{model} with weights {weights!r} is not trained for the "
+                       f"{len(loaded.classes)} classes of {data}: "
                        "give weights that are, or let `dslib run` train it first")  # fmt: skip
     return network.to(pick_device(device)), loaded
 

@@ -43,7 +43,7 @@ def network_options(weights: str = "none") -> Callable[[Command], Command]:
         for option in reversed([
             click.option("--model", required=True, help="torchvision or timm name, or package.module:function."),
             click.option("--weights", default=weights, show_default=True, help="none, default, or a weights file."),
-            click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For the model's function."),
+            click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For its function."),
         ]):  # fmt: skip
             command = option(command)
         return command

@@ -202,9 +202,9 @@ def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
         report = f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
         require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
         print(f"warning: {report}; left out")
-    whole = [i for i, image in enumerate(read) if image is not None]
+    whole = [(image, label) for image, label in zip(read, folder.targets, strict=True) if image is not None]
     require(bool(whole), f"{folder.root}: no readable image", BadData)
-    return Split(torch.stack([read[i] for i in whole]), torch.tensor([folder.targets[i] for i in whole]))
+    return Split(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]))
 
 
 def _read(path: str, crop: Any) -> Tensor | None:

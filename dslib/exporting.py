@@ -74,7 +74,8 @@ def load(path: Path | str) -> tuple[nn.Module, Recipe]:
     path = _stem(path)
     found = records.read_json(path.with_suffix(".json"))
     try:
-        recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        recipe = Recipe(**fields)
     except TypeError as error:
         raise BadRecord(f"{path.with_suffix('.json')} is not a recipe: {error}") from error
     model = recipe.build()
@@ -92,7 +93,7 @@ def activation(name: str | None) -> type[nn.Module] | None:
         return None
     found = getattr(nn.modules.activation, name, None)
     require(isinstance(found, type) and issubclass(found, nn.Module),
-            f"unknown boundary activation {name!r}: expected a name in torch.nn such as ReLU6, or none", BadConfig)  # fmt: skip
+            f"unknown boundary activation {name!r}: expected a name in torch.nn such as ReLU6", BadConfig)  # fmt: skip
     return found
 
 

@@ -102,5 +102,5 @@ def check_teacher(teacher: nn.Module, data: Data, images: int = 512) -> None:
     accuracy, chance = evaluate(teacher, part), 1 / len(data.classes)
     margin = 3 * (chance * (1 - chance) / len(part)) ** 0.5
     require(accuracy > chance + margin,
-            f"the teacher is right on {accuracy:.1%} of {len(part)} training images, chance is {chance:.1%}: its head is "
-            f"not trained for these {len(data.classes)} classes; train it first, or give its weights", BadModel)  # fmt: skip
+            f"the teacher is right on {accuracy:.1%} of {len(part)} training images, chance is {chance:.1%}: its head "
+            f"is not trained for these {len(data.classes)} classes; train it first", BadModel)  # fmt: skip

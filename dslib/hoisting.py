@@ -8,6 +8,8 @@ not see the padding: its statistics would depend on the image size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -132,7 +134,7 @@ def _replace_batchnorm(
     traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, kind: type[InteriorBatchNorm2d], ring: Sides
 ) -> None:
     new = plain_batchnorm(bn, kind)
-    new.ring = ring
+    setattr(new, "ring", ring)  # noqa: B010  (torch types attributes of modules as tensors)
     traced.set_submodule(str(node.target), new)
 
 
@@ -144,10 +146,11 @@ def _through(conv: nn.Conv2d, ring: Sides, padding: Sides) -> Sides:
 
 def _unpadded(conv: nn.Conv2d) -> nn.Conv2d:
     """The same convolution without padding, sharing its weights."""
+    sizes = (conv.kernel_size, conv.stride, (0, 0), conv.dilation)
+    kernel, stride, none, dilation = ((v, h) for v, h in sizes)
     new = nn.Conv2d(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups,
-        bias=False, device="meta",
-    )  # fmt: skip
+        conv.in_channels, conv.out_channels, kernel, stride, none, dilation, conv.groups, bias=False, device="meta"
+    )
     new.weight, new.bias = conv.weight, conv.bias
     return new.train(conv.training)
 
@@ -163,6 +166,6 @@ def _give(traced: fx.GraphModule, node: fx.Node, rings: dict[fx.Node, Sides], ha
         user.replace_input_with(node, made[ring])
 
 
-def _largest(rings) -> Sides:  # type: ignore[no-untyped-def]
+def _largest(rings: Iterable[Sides]) -> Sides:
     left, right, top, bottom = (max(sides) for sides in zip(NO_PADDING, *rings, strict=True))
     return (left, right, top, bottom)

@@ -174,7 +174,7 @@ def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def _ready(model: nn.Module, images: Tensor) -> nn.Module:
     ready = copy.deepcopy(model).eval().to(images.device)
-    return ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ready.to(memory_format=torch.channels_last)
 
 
 def _repeats(model: nn.Module, images: Tensor, warmup: int, at_least_ms: float) -> int:
@@ -201,18 +201,19 @@ def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
     return 1e3 * (time.perf_counter() - start) / repeats
 
 
-def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]]:
+def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]]:
     """Convolutions called once whose output a BatchNorm called once reads."""
     calls: dict[str, int] = {}
     made: dict[int, tuple[str, nn.Conv2d, Tensor]] = {}
-    pairs: list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.Module]]] = []
+    pairs: list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]] = []
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
                 made[id(output)] = (name, module, output)  # holding the output keeps its id from being reused
-            elif not hasattr(module, "ring") and id(inputs[0]) in made:  # hoisted ones also pad: not folded
+            # hoisted ones also pad, so they are not folded
+            elif isinstance(module, nn.BatchNorm2d) and not hasattr(module, "ring") and id(inputs[0]) in made:
                 conv_name, conv, _ = made[id(inputs[0])]
                 pairs.append(((conv_name, conv), (name, module)))
 

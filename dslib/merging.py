@@ -104,7 +104,7 @@ def merge_block(block: fx.GraphModule, name: str = "block") -> MergedBlock:
     conv, pad = _as_conv(whole, like=first.weight)
     conv.requires_grad_(first.weight.requires_grad)
     if any(_channels_last_only(m.weight) for m in block.modules() if isinstance(m, nn.Conv2d)):
-        conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        conv = conv.to(memory_format=torch.channels_last)
     return MergedBlock(conv, _tail_module(block), pad).train(block.training)
 
 

@@ -150,7 +150,7 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
         return function(**options, **key)
     except Exception as error:  # network, hub and hash errors alike
         raise BadModel(f"default weights of {name} cannot be downloaded ({str(error).splitlines()[0]}): go online, "
-                       f"or put weights/{_bare(name)}.safetensors into the folder that DSLIB_DATA names") from error  # fmt: skip
+                       f"or put weights/{_bare(name)}.safetensors into the folder DSLIB_DATA") from error  # fmt: skip
 
 
 def _takes_weights(function: Any) -> bool:

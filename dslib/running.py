@@ -119,7 +119,8 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small, cost.worth_merging(mask)))
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
     values = {
-        "k": mask.k, "removed": list(mask.removed), "merged": list(cost.worth_merging(mask)), "seconds": stage.seconds(),
+        "k": mask.k, "removed": list(mask.removed), "merged": list(cost.worth_merging(mask)),
+        "seconds": stage.seconds(),
         **compare(networks, data, config), "search": found.history, **records.read_json(out / "finetune.json"),
     }  # fmt: skip
     record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())

@@ -174,7 +174,7 @@ class _StraightThrough(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (x,) = ctx.saved_tensors
         with torch.no_grad():
             return grad, None, (grad * (ctx.act(x) - x)).sum(), None

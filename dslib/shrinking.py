@@ -162,7 +162,8 @@ def check_mask(model: nn.Module, mask: Mask) -> None:
     strange = [name for name in mask if name not in names]
     missing = [name for name in names if name not in mask and not is_foldable(model.get_submodule(name))]
     require(not strange and not missing,
-            f"the mask is for another network: {_listed('not sites here', strange)}{_listed('not in the mask', missing)}"
+            f"the mask is of another network: {_listed('not sites here', strange)}"
+            f"{_listed('not in the mask', missing)}"
             f"make one with dslib.find_sites(model).mask(...)", MaskMismatch)  # fmt: skip
 
 

@@ -215,7 +215,8 @@ def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[st
     def note(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 4:
-                shapes[name] = tuple(inputs[0].shape[1:])
+                c, h, w = inputs[0].shape[1:]
+                shapes[name] = (c, h, w)
 
         return hook
 

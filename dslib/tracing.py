@@ -182,7 +182,7 @@ def output_of(traced: fx.GraphModule) -> fx.Node:
 
 def _has_map(node: fx.Node) -> bool:
     meta = node.meta.get("tensor_meta")
-    return hasattr(meta, "shape") and len(meta.shape) == 4
+    return meta is not None and hasattr(meta, "shape") and len(meta.shape) == 4
 
 
 def _ancestors(node: fx.Node) -> Iterator[fx.Node]:

@@ -45,7 +45,8 @@ def test_merged_equals_shrunk(name, size):
 
 
 @pytest.mark.parametrize("block", [
-    Block(), Block(stride=2), Block(k=5, bias=True), Block(c_out=6, k=3, padding=0), Block(k=7, stride=2, c_out=5, bias=True),
+    Block(), Block(stride=2), Block(k=5, bias=True), Block(c_out=6, k=3, padding=0),
+    Block(k=7, stride=2, c_out=5, bias=True),
 ])  # fmt: skip
 @torch.no_grad()
 def test_the_merged_kernel_is_the_impulse_response(block):

@@ -16,7 +16,7 @@ from dslib import records
 from dslib.errors import BadConfig, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
-# Lowest first: each module imports only from those before it (docs/decisions.md says where this departs from the design).
+# Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
 LAYERS = [
     "errors",
     "records",

@@ -1,6 +1,7 @@
 """Stage 1: gates, straight-through top-k, the sign of the latency term, resuming."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_predicted_latency_never_rises_with_the_latency_weight(savings, data):
         (task @ m + weight * latency_decay(m, saved)).backward()
         kept = (m.detach() - m.grad).argsort(descending=True, stable=True)[:k]
         latencies.append(saved[kept].sum().item())  # what the kept sites cost above their merged selves
-    assert all(b <= a + 1e-9 for a, b in zip(latencies, latencies[1:], strict=False))
+    assert all(b <= a + 1e-9 for a, b in pairwise(latencies))
 
 
 def test_k_falls_from_all_to_k():
@@ -94,7 +95,7 @@ def test_one_search_gives_nested_masks_for_every_k(tiny, digits):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     masks = [found.mask(k) for k in range(4)]
     assert [mask.k for mask in masks] == [0, 1, 2, 3]
-    assert all(set(a.kept) < set(b.kept) for a, b in zip(masks, masks[1:], strict=False))
+    assert all(set(a.kept) < set(b.kept) for a, b in pairwise(masks))
     assert [len(row["kept"]) for row in found.history] == [1, 1]
     assert list(found.frame["rank"].sort_values()) == [1, 2, 3]
     for k in (-1, 4):
