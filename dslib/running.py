@@ -121,7 +121,8 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     values = {
         "k": mask.k, "removed": list(mask.removed), "merged": list(cost.worth_merging(mask)),
         "seconds": stage.seconds(),
-        **compare(networks, data, config), "cost": asdict(cost), "found": asdict(found), **records.read_json(out / "finetune.json"),
+        **compare(networks, data, config), "cost": asdict(cost), "found": asdict(found),
+        **records.read_json(out / "finetune.json"),
     }  # fmt: skip
     record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
     record.save(out / "record.json")

@@ -77,9 +77,7 @@ def configure(app, config) -> None:
     repository = os.environ.get("DSLIB_REPOSITORY")
     if repository:
         binder = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
-        config.html_theme_options.update(
-            repository_url=repository, use_repository_button=True, launch_buttons=binder
-        )
+        config.html_theme_options.update(repository_url=repository, use_repository_button=True, launch_buttons=binder)
 
 
 def setup(app) -> dict:
