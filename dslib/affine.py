@@ -152,7 +152,8 @@ def pad_output(affine: Affine, sides: Sides) -> Affine:
     """
     if sides == NO_PADDING:
         return affine
-    if max(sides) > 0 and not (affine.pointwise and affine.bias is None):
+    crossed = any(old < 0 < new for old, new in zip(affine.padding, sides, strict=True))  # what was cropped is not zero
+    if max(sides) > 0 and not (affine.pointwise and affine.bias is None and not crossed):
         raise NotMergeable(
             f"padding {sides} follows a map with kernel {affine.kernel} and "
             f"{'no bias' if affine.bias is None else 'a bias'}: the border is not one convolution; "

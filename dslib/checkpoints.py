@@ -10,18 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import BadModel, BadRecord
+from .errors import BadModel, BadRecord, first_line
 from .records import whole_file
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any] | None = None) -> Path:
     """Write tensors (and a JSON-able `meta`) as safetensors under `path`, whole or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"dslib": json.dumps(meta or {}), "sha256": _digest(plain)}
+    header = {"dslib": json.dumps(meta or {}), "sha256": digest(plain)}
     with whole_file(path) as partial:
-        save_file(plain, str(partial), metadata=header)
+        try:
+            save_file(plain, str(partial), metadata=header)
+        except SafetensorError as error:  # what a full disk raises here
+            raise OSError(str(error)) from error
     return Path(path)
 
 
@@ -41,7 +45,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadRecord(f"no file {path}: expected a safetensors file") from error
     except (SafetensorError, OSError) as error:
         raise BadRecord(f"{path} is corrupt or truncated ({error}): get it again") from error
-    if "sha256" in header and header["sha256"] != _digest(tensors):
+    if "sha256" in header and header["sha256"] != digest(tensors):
         raise BadRecord(f"{path} does not match its checksum: it was changed or damaged; get it again")
     return tensors, json.loads(header.get("dslib", "{}"))
 
@@ -58,7 +62,7 @@ def load_state_dict(path: Path | str) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for what is not a checkpoint
-        raise BadModel(f"{path} is no readable checkpoint of plain tensors: {str(error).splitlines()[0]}") from error
+        raise BadModel(f"{path} is no readable checkpoint of plain tensors: {first_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
@@ -67,10 +71,15 @@ def load_state_dict(path: Path | str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A SHA-256 of names, shapes and values."""
     whole = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        whole.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            if tensor.numel()
+            else b""
+        )
     return whole.hexdigest()

@@ -29,6 +29,7 @@ HEADS = {
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    sys.path.insert(0, "")  # so that --model mynet:build finds mynet.py in the current folder
     try:
         app.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -148,6 +149,10 @@ def finetune_command(
 
     small, found = dslib.load(recipe)
     loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
+    if loaded.classes != found.classes:
+        first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
+        raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
+                       f"({second}, ...): give the data that it was made for")  # fmt: skip
     where, guide = pick_device(device), None
     if teacher is not None:
         guide = dslib.load(teacher)[0].to(where)

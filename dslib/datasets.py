@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import BadData, nearest, require
+from .errors import BadData, first_line, nearest, require
 from .splits import FolderSplit, Split
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torchvision.datasets import ImageFolder
 
 NAMES = ("digits", "imagenette", "cifar10", "imagenet")
@@ -121,23 +122,21 @@ def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> D
     expected = ("x_train", "y_train", "x_test", "y_test")
     require(set(expected) <= set(arrays), f"{name}: expected arrays {', '.join(expected)}, found "
             f"{', '.join(sorted(arrays)) or 'none'}", BadData)  # fmt: skip
-    splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], image_size) for part in ("train", "test")]
+    size = image_size or min(arrays["x_train"].shape[1:3], default=0)
+    splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], size) for part in ("train", "test")]
     classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
-    size = splits[0].images.shape[-1]
-    train = replace(splits[0], augment=_shifts(size, flip=True))
-    return Data(name, classes, train, splits[1], size)
+    return Data(name, classes, replace(splits[0], augment=_shifts(size, flip=True)), splits[1], size)
 
 
-def _array_split(name: str, x: Any, y: Any, image_size: int | None) -> Split:
-    require(x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and len(x) == len(y) > 0,
-            f"{name}: expected images (N, H, W, 3) uint8 and as many labels, found {x.shape} {x.dtype} and {y.shape}",
-            BadData)  # fmt: skip
+def _array_split(name: str, x: Any, y: Any, size: int) -> Split:
+    require(x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and len(x) > 0,
+            f"{name}: expected images (N, H, W, 3) uint8, found {x.shape} {x.dtype}", BadData)  # fmt: skip
+    require(y.shape == (len(x),) and np.issubdtype(y.dtype, np.integer) and y.min() >= 0,
+            f"{name}: expected {len(x)} labels, numbers from 0 on, found {y.shape} {y.dtype}", BadData)  # fmt: skip
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
-    if image_size is not None and images.shape[-1] != image_size:
-        from torchvision.transforms.v2.functional import resize
-
-        images = resize(images, [image_size, image_size], antialias=True)
-    return Split(images, torch.from_numpy(np.asarray(y)).long().reshape(-1))
+    if images.shape[2:] != (size, size):
+        images = _centre(size, name)(images)
+    return Split(images, torch.from_numpy(y).long())
 
 
 _HOW = "go online, or set DSLIB_DATA to a folder that holds it"
@@ -176,6 +175,10 @@ def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
     large = 3 * image_size**2 * (len(train) + len(val)) > IN_MEMORY_BYTES
     crop, augment = _centre(image_size, name), _random_crop(image_size)
     if large:
+        for folder in folders:
+            folder.loader = _open_image
+            if skip_corrupt:
+                _drop_corrupt(folder)
         splits: list[Any] = [FolderSplit(folder, augment, crop) for folder in folders]
     else:
         splits = [_read_all(folder, crop, skip_corrupt) for folder in folders]
@@ -197,26 +200,58 @@ def _image_folder(path: Path) -> ImageFolder:
 def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         read = list(pool.map(lambda sample: _read(sample[0], crop), folder.samples))
-    corrupt = [path for (path, _), image in zip(folder.samples, read, strict=True) if image is None]
+    _report_corrupt(folder, [image is not None for image in read], skip_corrupt)
+    whole = [(image, label) for image, label in zip(read, folder.targets, strict=True) if image is not None]
+    return Split(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]))
+
+
+def _drop_corrupt(folder: ImageFolder) -> None:
+    """Look at every file's header and leave out, in place, those that are no image."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        whole = list(pool.map(lambda sample: _is_image(sample[0]), folder.samples))
+    _report_corrupt(folder, whole, skip_corrupt=True)
+    folder.samples = [sample for sample, good in zip(folder.samples, whole, strict=True) if good]
+    folder.imgs, folder.targets = folder.samples, [label for _, label in folder.samples]
+
+
+def _report_corrupt(folder: ImageFolder, whole: list[bool], skip_corrupt: bool) -> None:
+    corrupt = [path for (path, _), good in zip(folder.samples, whole, strict=True) if not good]
     if corrupt:
-        report = f"{len(corrupt)} of {len(read)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
+        report = f"{len(corrupt)} of {len(whole)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
         require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
         print(f"warning: {report}; left out")
-    whole = [(image, label) for image, label in zip(read, folder.targets, strict=True) if image is not None]
-    require(bool(whole), f"{folder.root}: no readable image", BadData)
-    return Split(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]))
+    require(any(whole), f"{folder.root}: no readable image", BadData)
 
 
 def _read(path: str, crop: Any) -> Tensor | None:
     """The image, cropped, (3, S, S) uint8; None if it cannot be read."""
-    from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        with Image.open(path) as image:
-            return crop(pil_to_tensor(image.convert("RGB")))
-    except (OSError, SyntaxError, ValueError):  # what Pillow raises for corrupt files
+        return crop(pil_to_tensor(_open_image(path)))
+    except BadData:
         return None
+
+
+def _open_image(path: str) -> Image.Image:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise BadData(f"{path} cannot be read ({first_line(error)}): mend or delete it") from error
+
+
+def _is_image(path: str) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+        return True
+    except Exception:  # verify raises many kinds
+        return False
 
 
 def _centre(size: int, name: str) -> Any:

@@ -52,3 +52,8 @@ def require(condition: bool, message: str, error: type[DslibError] = BadConfig) 
     """Raise `error` with `message` unless `condition` holds."""
     if not condition:
         raise error(message)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind if it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import records
@@ -53,7 +54,7 @@ class Recipe:
     def merge_into(self, model: nn.Module, only: Collection[str] | None = None) -> tuple[nn.Module, Recipe]:
         """The network with its removed sites merged (those in `only`, if given), and its recipe."""
         merged = tuple(unmerged(model)) if only is None else tuple(only)
-        return merge(model, merged), replace(self, merged=merged)
+        return merge(model, merged), replace(self, merged=(*self.merged, *merged))
 
 
 def save(path: Path | str, model: nn.Module, recipe: Recipe) -> Path:
@@ -92,9 +93,17 @@ def activation(name: str | None) -> type[nn.Module] | None:
     if name is None:
         return None
     found = getattr(nn.modules.activation, name, None)
-    require(isinstance(found, type) and issubclass(found, nn.Module),
+    require(_is_elementwise(found),
             f"unknown boundary activation {name!r}: expected a name in torch.nn such as ReLU6", BadConfig)  # fmt: skip
     return found
+
+
+def _is_elementwise(kind: Any) -> bool:
+    """Whether `kind()` is a module that maps a feature map to one of the same shape."""
+    try:
+        return kind()(torch.zeros(1, 2, 2, 2)).shape == (1, 2, 2, 2)
+    except Exception:  # not a class, not callable with nothing, not for feature maps
+        return False
 
 
 def _stem(path: Path | str) -> Path:

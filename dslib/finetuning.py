@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .checkpoints import digest
 from .datasets import Data
 from .errors import BadModel, require
 from .shrinking import set_fade, settle
@@ -85,6 +86,7 @@ def finetune(
 
     history = train(
         student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune",
+        about="" if teacher is None else digest(teacher.state_dict()),
         before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
     )  # fmt: skip
     return Finetuned(settle(student).eval(), history)

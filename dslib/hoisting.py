@@ -32,6 +32,10 @@ class InteriorBatchNorm2d(nn.BatchNorm2d):
         scale, shift = self._scale_shift(F.pad(x, [-side for side in self.ring]))
         return torch.addcmul(shift, x, scale)
 
+    def folded(self, conv: nn.Conv2d) -> nn.Module:
+        """What is left of this layer in eval once its scale and shift are in `conv`: nothing."""
+        return nn.Sequential()
+
     def extra_repr(self) -> str:
         """The layer's settings, the ring among them."""
         return f"{super().extra_repr()}, ring={self.ring}"
@@ -75,6 +79,30 @@ class PaddingBatchNorm2d(InteriorBatchNorm2d):
             return F.pad(x * scale, self.ring) + shift
         response = response.reshape(1, -1, 1, 1)
         return torch.addcmul(shift, F.pad(x - response, self.ring) + response, scale)
+
+    def folded(self, conv: nn.Conv2d) -> nn.Module:
+        """The padding alone."""
+        assert conv.bias is not None
+        return ChannelPad2d(self.ring, conv.bias)
+
+
+class ChannelPad2d(nn.Module):
+    """Padding by one constant per channel: what is left of a `PaddingBatchNorm2d` once it is folded.
+
+    Args:
+        ring: (left, right, top, bottom).
+        constant: (C,), the folded convolution's bias, which is its answer to zeros.
+    """
+
+    def __init__(self, ring: Sides, constant: Tensor) -> None:
+        super().__init__()
+        self.ring = ring
+        self.register_buffer("constant", constant.detach().reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor, response: Tensor | None = None) -> Tensor:
+        """The padded map; `response` is not needed any more."""
+        constant = self.get_buffer("constant")
+        return F.pad(x - constant, self.ring) + constant
 
 
 def hoist(traced: fx.GraphModule, sizes: dict[str, Pair] | None = None) -> None:

@@ -18,7 +18,7 @@ from .errors import NotMergeable
 from .hoisting import PaddingBatchNorm2d
 from .tracing import is_add, module_of, output_of, padding_of, tail
 
-_FREE_CALLS = {F.dropout, torch.clone}
+_FREE_CALLS = {torch.clone}
 _FREE_METHODS = {"contiguous", "clone"}
 
 
@@ -62,7 +62,7 @@ def _step(traced: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Affine]) 
         return affine.add(*inputs)
     if node.op == "call_function" and node.target is F.pad:
         return affine.pad_output(inputs[0], _pad_sides(node))
-    if (node.op == "call_function" and node.target in _FREE_CALLS and not _trains(node)) or (
+    if (node.op == "call_function" and node.target in _FREE_CALLS) or (
         node.op == "call_method" and node.target in _FREE_METHODS
     ):
         return inputs[0]
@@ -101,13 +101,6 @@ def _pad_sides(node: fx.Node) -> Sides:
         raise NotMergeable("only zero padding on four sides is affine")
     left, right, top, bottom = sides  # type: ignore[misc]
     return (left, right, top, bottom)  # type: ignore[return-value]
-
-
-def _trains(node: fx.Node) -> bool:
-    """Whether a functional dropout was recorded as active."""
-    if node.target is not F.dropout:
-        return False
-    return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True))
 
 
 def _describe(traced: fx.GraphModule, node: fx.Node) -> str:

@@ -94,7 +94,8 @@ def measure(
             for name, model in ready.items():
                 ms[name].append(_time_once(model, images, repeats[name]))
     arrays = {name: np.array(values) for name, values in ms.items()}
-    return Timing(arrays, len(images), str(images.device), "eager, channels_last, fp32")
+    kind = str(images.dtype).removeprefix("torch.")
+    return Timing(arrays, len(images), str(images.device), f"eager, channels_last, {kind}")
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
@@ -131,10 +132,12 @@ def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
 
     folded = copy.deepcopy(model).eval()
     with torch.no_grad():
-        expected = model.eval()(images) if not model.training else copy.deepcopy(model).eval()(images)
+        expected = folded(images)
         for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):
-            folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, bn))
-            folded.set_submodule(bn_name, nn.Sequential(*bn.children()))
+            fused = fuse_conv_bn_eval(conv, bn)
+            remains = getattr(bn, "folded", None)  # a hoisted BatchNorm also pads
+            folded.set_submodule(conv_name, fused)
+            folded.set_submodule(bn_name, remains(fused) if remains else nn.Sequential(*bn.children()))
         found = folded(images)
     error = (found - expected).abs().max().item()
     limit = 1e-3 * expected.abs().max().item() + 1e-6
@@ -212,8 +215,7 @@ def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn
             calls[name] = calls.get(name, 0) + 1
             if isinstance(module, nn.Conv2d):
                 made[id(output)] = (name, module, output)  # holding the output keeps its id from being reused
-            # hoisted ones also pad, so they are not folded
-            elif isinstance(module, nn.BatchNorm2d) and not hasattr(module, "ring") and id(inputs[0]) in made:
+            elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats and id(inputs[0]) in made:
                 conv_name, conv, _ = made[id(inputs[0])]
                 pairs.append(((conv_name, conv), (name, module)))
 

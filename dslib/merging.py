@@ -76,7 +76,7 @@ def merge(model: nn.Module, only: Collection[str] | Callable[[MergeCost], bool] 
     for name, block in reversed(blocks.items()):
         if only is None or (only(merge_cost(name, block)) if callable(only) else name in only):
             merged.set_submodule(name, merge_block(block, name))
-    return merged
+    return merged.to(memory_format=torch.channels_last) if _is_channels_last(model) else merged  # type: ignore[call-overload]
 
 
 def unmerged(model: nn.Module) -> dict[str, MergeCost]:
@@ -103,8 +103,6 @@ def merge_block(block: fx.GraphModule, name: str = "block") -> MergedBlock:
         raise NotMergeable(f"{name}: {error}") from error
     conv, pad = _as_conv(whole, like=first.weight)
     conv.requires_grad_(first.weight.requires_grad)
-    if any(_channels_last_only(m.weight) for m in block.modules() if isinstance(m, nn.Conv2d)):
-        conv = conv.to(memory_format=torch.channels_last)
     return MergedBlock(conv, _tail_module(block), pad).train(block.training)
 
 
@@ -136,9 +134,11 @@ def _as_conv(whole: Affine, like: Tensor) -> tuple[nn.Conv2d, nn.Module | None]:
     return conv, None if even else nn.ZeroPad2d(whole.padding)
 
 
-def _channels_last_only(weight: Tensor) -> bool:
+def _is_channels_last(model: nn.Module) -> bool:
+    """Whether the network was put into channels-last format."""
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     # a 1x1 or depthwise kernel is contiguous in both formats and tells nothing
-    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    return any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
 
 
 def _first_conv(block: fx.GraphModule) -> nn.Conv2d:

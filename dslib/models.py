@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoints import load_state_dict
 from .datasets import find_file
-from .errors import BadModel, nearest, require
+from .errors import BadModel, first_line, nearest, require
 
 
 class Loaded(NamedTuple):
@@ -49,10 +49,10 @@ def load_model(
     options = dict(options or {})
     if weights == "none":
         require(classes is None or len(classes) > 1, "expected at least two classes", BadModel)
-        return Loaded(_build(name, None if classes is None else len(classes), options), False)
-    model = _pretrained(name, options) if weights == "default" else None
-    if model is None:
-        model = _from_file(name, _weights_path(name, weights), options)
+        model = _build(name, None if classes is None else len(classes), options)
+        return Loaded(model, False) if classes is None else Loaded(_fit_head(model, classes).model, False)
+    pretrained = _pretrained(name, options) if weights == "default" else None
+    model = pretrained or _from_file(name, _weights_path(name, weights), options)
     return Loaded(model, True) if classes is None else _fit_head(model, classes)
 
 
@@ -76,18 +76,25 @@ def imagenet_indices(classes: Sequence[str]) -> list[int] | None:
 
 
 def _fit_head(model: nn.Module, classes: Sequence[str]) -> Loaded:
-    name, head = find_head(model)
+    _, head = find_head(model)
     rows = imagenet_indices(classes) if head.out_features == 1000 else None
     if rows is None and head.out_features == len(classes):
         return Loaded(model, True)
-    new = nn.Linear(head.in_features, len(classes), bias=head.bias is not None)
+    new = _replace_head(model, len(classes))
     if rows is not None:
         with torch.no_grad():
             new.weight.copy_(head.weight[rows])
             if head.bias is not None:
                 new.bias.copy_(head.bias[rows])
-    model.set_submodule(name, new)
     return Loaded(model, rows is not None)
+
+
+def _replace_head(model: nn.Module, rows: int) -> nn.Linear:
+    """Put a new classifier with `rows` outputs in, and return it."""
+    name, head = find_head(model)
+    new = nn.Linear(head.in_features, rows, bias=head.bias is not None)
+    model.set_submodule(name, new)
+    return new
 
 
 def _build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> nn.Module:
@@ -96,8 +103,8 @@ def _build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> nn
         options["num_classes"] = num_classes
     try:
         model = function(**options)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise BadModel(f"{name} cannot be built with {options}: {error}") from error
+    except Exception as error:  # the user's code runs: anything can be raised
+        raise BadModel(f"{name} cannot be built with {options}: {first_line(error)}") from error
     require(
         isinstance(model, nn.Module),
         f"{name} gave a {type(model).__name__}: expected a torch Module",
@@ -126,8 +133,8 @@ def _import(name: str) -> Any:
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadModel(f"no model {name!r}: {error}; expected package.module:function") from error
+    except Exception as error:  # the user's code runs: anything can be raised
+        raise BadModel(f"no model {name!r}: {first_line(error)}; expected package.module:function") from error
 
 
 def _takes(function: Any, argument: str) -> bool:
@@ -140,21 +147,15 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
     if find_file(f"weights/{_bare(name)}.safetensors") is not None:
         return None
     require(":" not in name, f"{name} has no 'default' weights: give a file, or 'none'", BadModel)
-    import timm
 
     function = _function(name)
-    key = (
-        {"pretrained": True} if timm.is_model(_bare(name)) and not _takes_weights(function) else {"weights": "DEFAULT"}
-    )
+    own = "weights" in inspect.signature(function).parameters  # torchvision's; timm has `pretrained`
+    key = {"weights": "DEFAULT"} if own else {"pretrained": True}
     try:
         return function(**options, **key)
     except Exception as error:  # network, hub and hash errors alike
-        raise BadModel(f"default weights of {name} cannot be downloaded ({str(error).splitlines()[0]}): go online, "
+        raise BadModel(f"default weights of {name} cannot be downloaded ({first_line(error)}): go online, "
                        f"or put weights/{_bare(name)}.safetensors into the folder DSLIB_DATA") from error  # fmt: skip
-
-
-def _takes_weights(function: Any) -> bool:
-    return "weights" in inspect.signature(function).parameters
 
 
 def _bare(name: str) -> str:
@@ -170,12 +171,10 @@ def _weights_path(name: str, weights: str) -> Path:
 
 
 def _from_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
-    state = load_state_dict(path)
-    model = _build(name, None, options)
-    head = find_head(model)[0]
-    rows = state[f"{head}.weight"].shape[0] if f"{head}.weight" in state else None
-    if rows not in (None, find_head(model)[1].out_features):
-        model = _build(name, rows, options)
+    state, model = load_state_dict(path), _build(name, None, options)
+    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in state]
+    if heads and state[f"{heads[-1][0]}.weight"].shape[0] != heads[-1][1].out_features:
+        _replace_head(model, state[f"{heads[-1][0]}.weight"].shape[0])
     load_weights(model, state, str(path))
     return model
 

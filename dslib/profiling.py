@@ -17,7 +17,7 @@ from .measuring import fold_batchnorm, measure
 from .merging import merge_block, shrunk_blocks
 from .shrinking import shrink
 from .sites import Sites, in_channels
-from .tracing import bypass, removable_activations, trace
+from .tracing import dtype_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,7 @@ class CostTable:
     """Latency of every mergeable site in its three states, and of the whole network.
 
     Args:
-        kept, linear, merged: site name -> median latency, ms per batch, BatchNorm folded; linear is the block as
-            it was but for its activations, its padding not hoisted.
+        kept, linear, merged: site name -> median latency, ms per batch, BatchNorm folded.
         total: the whole network's, ms per batch, all sites kept.
         batch_size, image_size: what it was measured at.
         device, runtime: where.
@@ -115,31 +114,23 @@ def profile(
     """
     require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
     sites.check_k(len(sites) - len(sites.mergeable))
-    device = next(model.parameters()).device
+    device, dtype = next(model.parameters()).device, dtype_of(model)
     shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
     for site in sites:
         if not site.mergeable or site.input_shape is None:
             continue
-        images = torch.randn(batch_size, *site.input_shape, device=device)
+        images = torch.randn(batch_size, *site.input_shape, device=device, dtype=dtype)
         block = model.get_submodule(site.name)
         states = {
             "kept": fold_batchnorm(block, images),
-            "linear": fold_batchnorm(_without_activations(block, site.name), images),
+            "linear": fold_batchnorm(shrunk[site.name], images),
             "merged": merge_block(shrunk[site.name], site.name),
         }
         timing = measure(states, images, rounds)
         for state in states:
             costs[state][site.name] = timing.median(state)
-    images = torch.randn(batch_size, in_channels(model), sites.image_size, sites.image_size, device=device)
+    images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
     whole = measure({"all": fold_batchnorm(model, images)}, images, rounds)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
                      device=str(device), runtime=whole.runtime)  # fmt: skip
-
-
-def _without_activations(block: nn.Module, name: str) -> nn.Module:
-    traced = trace(block, name)
-    for node in removable_activations(traced):
-        bypass(traced, node)
-    traced.recompile()
-    return traced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 
 from . import exporting, records
 from .datasets import Data, load_data
-from .errors import BadConfig, require
+from .errors import BadConfig, first_line, require
 from .exporting import Recipe, activation
-from .finetuning import Finetune, finetune
+from .finetuning import Finetune, check_teacher, finetune
 from .measuring import (
     accelerator,
     count_macs,
@@ -32,7 +33,7 @@ from .profiling import CostTable, profile
 from .searching import Found, Search, search
 from .shrinking import fade
 from .sites import find_sites
-from .training import Train, evaluate, groups, predict, top1, train
+from .training import Train, evaluate, predict, top1, train
 
 T = TypeVar("T")
 
@@ -73,6 +74,8 @@ class Run:
     def __post_init__(self) -> None:
         """Hand k and seed down to the stages; check what needs no network."""
         activation(self.boundary)
+        require(self.rounds > 0, f"rounds: expected 1 or more, found {self.rounds}")
+        require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
         for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
             object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
 
@@ -124,7 +127,7 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
         **compare(networks, data, config), "cost": asdict(cost), "found": asdict(found),
         **records.read_json(out / "finetune.json"),
     }  # fmt: skip
-    record = records.Record("run", _command(config), _plain(config), values, this_machine(device), records.commit())
+    record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
     record.save(out / "record.json")
     for leftover in out.glob("*.partial.safetensors"):
         leftover.unlink()
@@ -139,9 +142,10 @@ def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[
     shape = (3, data.image_size, data.image_size)
     device = next(networks["original"].parameters()).device
     images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    logits = {name: predict(network, data.val) for name, network in networks.items()}
-    folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
-    timing = measure(folded, images, config.rounds)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # what is called fp32 here is fp32
+        logits = {name: predict(network, data.val) for name, network in networks.items()}
+        folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
+        timing = measure(folded, images, config.rounds)
     rows = {
         name: {
             "accuracy": top1(logits[name], data.val),
@@ -185,9 +189,10 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return accelerator()
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadConfig(f"no device {name!r} here ({str(error).splitlines()[0]}): give cpu, cuda or auto") from error
+        torch.zeros(1, device=name).item()
+    except Exception as error:  # every backend raises its own kind
+        raise BadConfig(f"no device {name!r} here ({first_line(error)}): give cpu, cuda or auto") from error
+    return torch.device(name)
 
 
 class _Stages:
@@ -236,50 +241,54 @@ def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple
             head_only=config.weights != "none",
             checkpoint=out / "original.partial.safetensors",
         )
+    check_teacher(model, data)  # before it is saved as what to search and to learn from
     return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
 
 
 def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None) -> None:
     """Train a network in place from random weights, or only its new head on top of pretrained ones."""
-    parameters = None
     if head_only:
-        parameters = [{"params": list(find_head(model)[1].parameters()), "weight_decay": config.pretrain.weight_decay}]
+        model.requires_grad_(False)
+        find_head(model)[1].requires_grad_(True)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         if head_only:
             network.eval()  # the statistics of BatchNorm stay those of the pretrained weights
         return F.cross_entropy(network(images), labels, label_smoothing=config.pretrain.label_smoothing)
 
-    train(model, data, loss, config.pretrain, parameters=parameters or groups(model, config.pretrain),
-          after_epoch=lambda _: {"val_accuracy": evaluate(model, data.val)}, checkpoint=checkpoint,
-          title="train the head" if head_only else "train the original")  # fmt: skip
+    def note(_: int) -> dict[str, Any]:
+        return {"val_accuracy": evaluate(model, data.val)}
+
+    title = "train the head" if head_only else "train the original"
+    train(model, data, loss, config.pretrain, after_epoch=note, checkpoint=checkpoint, title=title)
+    model.requires_grad_(True)
 
 
 def _claim(out: Path, config: Run) -> None:
     """Write the settings into `out`, or check that those there are the same."""
     path = out / "config.json"
     if path.exists():
-        found, own = records.read_json(path), _plain(config)
-        other = sorted(key for key in {*own, *found} if own.get(key) != found.get(key))
+        found, own = records.read_json(path), asdict(config)
+        measuring = {"rounds", "batch_size", "device"}  # what the stages' weights do not depend on
+        other = sorted(key for key in {*own, *found} - measuring if own.get(key) != found.get(key))
         require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     else:
-        records.write_json(path, _plain(config))
-
-
-def _plain(config: Run) -> dict[str, Any]:
-    return asdict(config)
+        records.write_json(path, asdict(config))
 
 
 def _command(config: Run) -> str:
-    """The command line that repeats the run, settings that are defaults left out."""
-    words = ["dslib", "run", "--model", config.model, "--data", Path(config.data).name, "--k", str(config.k)]
+    """The command line that repeats the run where its data is, settings that are defaults left out."""
+    words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
+    words += ["--skip-corrupt"] if config.skip_corrupt else []
     default = Run(config.model, config.data, config.k)
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
         if getattr(config, name) != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-    words += [word for key, value in config.options.items() for word in ("--model-option", f"{key}={value}")]
+    words += [
+        word for key, value in config.options.items() for word in ("--model-option", f"{key}={json.dumps(value)}")
+    ]
     for stage in ("pretrain", "search", "finetune"):
         own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
         changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import records
 from .datasets import Data
-from .errors import BadConfig, BadRecord, require
+from .errors import BadConfig, BadRecord, MaskMismatch, require
 from .masks import Mask
 from .shrinking import activation_module, replace_activation
 from .sites import Sites
@@ -52,6 +52,7 @@ class Search(Train):
         """Check the ranges."""
         super().__post_init__()
         require(0 <= self.anneal <= 1, f"anneal: expected 0 to 1, found {self.anneal}")
+        require(self.latency_weight >= 0, f"latency_weight: expected 0 or more, found {self.latency_weight}")
         require(self.gate_lr_scale > 0, f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
 
 
@@ -78,8 +79,6 @@ class Found:
             MaskMismatch: if k is below the number of sites that cannot be merged, or above that of all sites.
         """
         low, high = len(self.always_kept), len(self.order)
-        from .errors import MaskMismatch
-
         require(
             low <= k <= high,
             f"k is the number of sites kept: expected {low} to {high}, found {k}",
@@ -133,7 +132,8 @@ class Gates(nn.Module):
     def keep(self, k: int) -> None:
         """Open the gates of the k largest m, close the others; ties go to the earlier site."""
         require(0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig)
-        ranked = sorted(range(len(self.names)), key=lambda i: (-self.m[i].item(), i))
+        values = self.m.tolist()
+        ranked = sorted(range(len(self.names)), key=lambda i: (-values[i], i))
         for place, i in enumerate(ranked):
             self.open[i] = place < k
 
@@ -183,7 +183,7 @@ class _StraightThrough(torch.autograd.Function):
 def add_gates(model: nn.Module, sites: Sites) -> tuple[nn.Module, Gates]:
     """A copy of the network with a gate at every inner activation of every mergeable site.
 
-    State keys stay, but for the importances, `dslib_gates.m`.
+    State keys stay, but for the importances, `dslib_gates.m`, and the slopes of activations that learn (PReLU).
     """
     gated, gates = copy.deepcopy(model), Gates(sites.mergeable)
     for index, name in enumerate(gates.names):
@@ -235,6 +235,8 @@ def search(
             "latency_weight needs cost: pass dslib.profile(model, sites).savings")  # fmt: skip
     gated, gates = add_gates(model, sites)
     gates.to(next(model.parameters()).device)
+    unknown = [name for name in gates.names if cost is not None and name not in cost]
+    require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
     savings = torch.tensor([(cost or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
     fixed = len(sites) - len(sites.mergeable)
 
@@ -248,7 +250,8 @@ def search(
     history = train(
         gated, data, loss, config,
         before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
-        after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, title="search",
+        after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, about=str(savings.tolist()),
+        title="search",
     )  # fmt: skip
     always = tuple(name for name in sites.names if name not in sites.mergeable)
     return Found(dict(zip(gates.names, gates.m.tolist(), strict=True)), always, sites.names, history)

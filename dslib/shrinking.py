@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .errors import MaskMismatch, NotMergeable, require
 from .masks import Mask
 from .merging import SITE_KEY
-from .sites import input_shapes, is_foldable, linear_block, site_names
+from .sites import input_shapes, is_foldable, linear_block, merged_shape, shared_modules, site_names
 from .tracing import BOUNDARY, bypass, is_conv, module_of, output_of, tail
 
 Boundary = Callable[[], nn.Module]
@@ -118,8 +119,12 @@ def activation_module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
     for copied in alone.graph.nodes:
         if "inplace" in copied.kwargs:
             copied.update_kwarg("inplace", False)
-        if isinstance(copied.target, str) and copied.op == "call_method":
-            copied.target = copied.target.rstrip("_")
+        if copied.op == "call_method":
+            copied.target = str(copied.target).rstrip("_")
+        elif copied.op == "call_function" and copied.target.__name__.endswith("_"):
+            copied.target = getattr(F, copied.target.__name__.rstrip("_"))
+        if True in copied.args:  # F.relu(x, True)
+            copied.args = tuple(False if arg is True else arg for arg in copied.args)
     alone.recompile()
     return alone
 
@@ -143,9 +148,12 @@ def _rewrite(
     small = copy.deepcopy(model)
     check_mask(small, mask)
     shapes = input_shapes(small, list(mask.removed), image_size) if image_size is not None else {}
+    shared = shared_modules(small)
     for name in reversed(mask.removed):
         block = small.get_submodule(name)
+        require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)
         try:
+            merged_shape(block, name, shapes.get(name))
             traced = linear_block(block, name, shapes.get(name), take_out)
         except NotMergeable as error:
             raise NotMergeable(f"{name}: {error}; keep it in the mask") from error

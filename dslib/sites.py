@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .affine import Affine
 from .errors import BadConfig, MaskMismatch, NotMergeable, NotTraceable, require
 from .hoisting import hoist
 from .interpreting import interpret
 from .masks import Mask
-from .tracing import bypass, dtype_of, input_sizes, removable_activations, tail, trace
+from .tracing import bypass, check_layers, dtype_of, input_sizes, removable_activations, tail, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +148,11 @@ def find_sites(model: nn.Module, image_size: int = 224) -> Sites:
     """
     names = site_names(model)
     shapes = input_shapes(model, names, image_size)
-    found = [_look_at(name, model.get_submodule(name), shapes.get(name)) for name in names]
+    shared = shared_modules(model)
+    found = [
+        replace(site, reason=shared[site.name]) if site.name in shared else site
+        for site in (_look_at(name, model.get_submodule(name), shapes.get(name)) for name in names)
+    ]
     foldable = [site.name for site in found if site.activations == 0 and site.mergeable]
     return Sites([site for site in found if site.name not in foldable], foldable, image_size)
 
@@ -190,12 +195,34 @@ def linear_block(
         NotTraceable, NotMergeable: as `tracing.trace` and `hoisting.hoist` do.
     """
     traced = trace(block, name)
+    check_layers(traced)
     sizes = input_sizes(traced, input_shape) if input_shape else None
     for node in removable_activations(traced):
         take_out(traced, node)
     hoist(traced, sizes)
     traced.delete_all_unused_submodules()
     return traced
+
+
+def merged_shape(block: nn.Module, name: str, input_shape: Shape | None) -> Affine:
+    """What a block would be merged into, on the `meta` device: shapes only.
+
+    Raises:
+        NotTraceable, NotMergeable: if it cannot be, with the reason.
+    """
+    linear = linear_block(copy.deepcopy(block).to("meta").eval(), name, input_shape)
+    return interpret(linear, in_channels(linear))
+
+
+def shared_modules(model: nn.Module) -> dict[str, str]:
+    """Module name -> why it cannot be replaced, for modules that the network holds under several names."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return {
+        name: f"is one module under {len(found)} names ({', '.join(found)})"
+        for found in names.values() if len(found) > 1 for name in found
+    }  # fmt: skip
 
 
 def in_channels(model: nn.Module) -> int:
@@ -227,7 +254,7 @@ def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[st
     try:
         with torch.no_grad():
             ghost(images)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # the user's code runs: anything can be raised
         raise BadConfig(
             f"{type(model).__name__} does not run on {image_size} x {image_size} images ({error}): "
             "choose another image_size"
@@ -247,7 +274,7 @@ def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
         reason = "its input is not one feature map"
         return Site(name, activations, None, convolutions, activation_at_end=ended, reason=reason)
     try:
-        whole = interpret(linear_block(ghost, name, input_shape), input_shape[0])
-    except NotMergeable as error:
+        whole = merged_shape(ghost, name, input_shape)
+    except (NotMergeable, NotTraceable) as error:
         return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
     return Site(name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended)

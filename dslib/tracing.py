@@ -67,11 +67,18 @@ def trace(block: nn.Module, name: str = "block") -> fx.GraphModule:
         graph = _BlockTracer().trace(block)
     except Exception as error:  # tracing runs the user's code: anything can be raised
         raise NotTraceable(f"{name}: {type(block).__name__}.forward cannot be traced: {error}") from error
+    if not isinstance(graph.output_node().args[0], fx.Node):
+        raise NotTraceable(f"{name}: {type(block).__name__}.forward returns more than one feature map")
     traced = fx.GraphModule(block, graph)
     for node in list(graph.nodes):
         module = module_of(traced, node)
         if isinstance(module, _BatchNorm) and next(module.children(), None) is not None:
             _split_batchnorm(traced, node, module)
+        elif node.op == "call_function" and node.target is F.dropout:
+            _as_module(traced, node)
+    for node in graph.nodes:
+        if is_activation(traced, node) and _in_place(traced, node) and len(node.all_input_nodes[0].users) > 1:
+            raise NotTraceable(f"{name}: {node.name} writes into a map that is read again: set inplace=False")
     traced.recompile()
     return traced
 
@@ -137,7 +144,7 @@ def is_add(node: fx.Node) -> bool:
     called = (node.op == "call_function" and node.target in ADD_CALLS) or (
         node.op == "call_method" and node.target in ADD_METHODS
     )
-    return called and len(node.all_input_nodes) == 2
+    return called and len(node.all_input_nodes) == len(node.args) == 2 and node.kwargs.get("alpha") in (None, 1)
 
 
 def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -193,6 +200,42 @@ def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
                 seen.add(source)
                 queue.append(source)
                 yield source
+
+
+def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
+    module = module_of(traced, node)
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return name.endswith("_") or bool(node.kwargs.get("inplace", False)) or True in node.args
+
+
+def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Let a module do a functional dropout: the train flag was recorded as a constant."""
+    probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    traced.add_submodule(node.name, nn.Dropout(float(probability)))  # type: ignore[arg-type]
+    with traced.graph.inserting_before(node):
+        call = traced.graph.call_module(node.name, (node.all_input_nodes[0],))
+    node.replace_all_uses_with(call)
+    traced.graph.erase_node(node)
+
+
+def check_layers(traced: fx.GraphModule) -> None:
+    """Raise `NotMergeable` for layers that rewriting would change silently.
+
+    A convolution or BatchNorm called twice in one block cannot have two paddings; a BatchNorm subclass with a
+    forward of its own is not the affine map that its parameters say.
+    """
+    called: set[str] = set()
+    for node in traced.graph.nodes:
+        module = module_of(traced, node)
+        if not isinstance(module, (nn.Conv2d, _BatchNorm)):
+            continue
+        if str(node.target) in called:
+            raise NotMergeable(f"{node.target} ({type(module).__name__}) is called twice in the block")
+        if isinstance(module, _BatchNorm) and type(module).forward is not _BatchNorm.forward:
+            raise NotMergeable(f"{node.target} ({type(module).__name__}) computes its own way, not as BatchNorm2d")
+        called.add(str(node.target))
 
 
 def _split_batchnorm(traced: fx.GraphModule, node: fx.Node, module: _BatchNorm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import load_tensors, save_tensors
+from .checkpoints import digest, load_tensors, save_tensors
 from .datasets import Data
 from .errors import BadRecord, DslibError, require
 from .splits import FolderSplit, Split, check_batch_size
@@ -60,6 +61,9 @@ class Train:
         require(self.lr > 0, f"lr: expected more than 0, found {self.lr}")
         require(0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}")
         require(self.clip > 0, f"clip: expected more than 0, found {self.clip}")
+        require(0 <= self.momentum < 1, f"momentum: expected 0 to 1, found {self.momentum}")
+        for name in ("warmup", "weight_decay", "final_lr"):
+            require(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}")
 
 
 def lr_at(progress: float, config: Train) -> float:
@@ -82,6 +86,7 @@ def train(
     after_epoch: Callable[[int], dict[str, Any]] | None = None,
     parameters: Iterable[dict[str, Any]] | None = None,
     checkpoint: Path | None = None,
+    about: str = "",
     title: str = "train",
 ) -> History:
     """Train `model` in place, on its own device, and return one row an epoch.
@@ -99,6 +104,7 @@ def train(
         after_epoch: called with the number of epochs done; what it returns joins the row.
         parameters: SGD groups; a group's `lr_scale` multiplies the learning rate. Default: all, see `groups`.
         checkpoint: where to keep the state after every epoch.
+        about: whatever else decides the outcome (a teacher, a cost table); a checkpoint of something else is not used.
         title: of the progress bar.
     Raises:
         DslibError: if the loss is not finite; names epoch and batch. The last checkpoint stays.
@@ -109,7 +115,8 @@ def train(
         list(parameters or groups(model, config)), config.lr, config.momentum, nesterov=config.momentum > 0
     )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    history = _resume(checkpoint, model, optimizer, config) if checkpoint else []
+    identity = {"config": asdict(config), "about": _identity(model, data, about)} if checkpoint else {}
+    history = _resume(checkpoint, model, optimizer, identity) if checkpoint else []
     batches = len(data.train) // config.batch_size
     for epoch in range(len(history), config.epochs):
         started, total = time.perf_counter(), 0.0
@@ -120,18 +127,19 @@ def train(
             if before_step:
                 before_step(progress)
             value = loss(model, images.to(device), labels.to(device))
-            if not torch.isfinite(value):
-                raise DslibError(f"{title}: the loss is {value.item()} at epoch {epoch + 1}, batch {i + 1}: "
+            number = value.item()
+            if not math.isfinite(number):
+                raise DslibError(f"{title}: the loss is {number} at epoch {epoch + 1}, batch {i + 1}: "
                                  f"lower the learning rate (lr {config.lr:g})")  # fmt: skip
             optimizer.zero_grad()
             value.backward()
             nn.utils.clip_grad_norm_(trained, config.clip)
             optimizer.step()
-            total += value.item()
+            total += number
         row = {"epoch": epoch + 1, "loss": total / batches, "seconds": time.perf_counter() - started}
         history.append({**row, **(after_epoch(epoch + 1) if after_epoch else {})})
         if checkpoint:
-            _save(checkpoint, model, optimizer, config, history)
+            _save(checkpoint, model, optimizer, {**identity, "history": history})
     return history
 
 
@@ -146,12 +154,13 @@ def groups(model: nn.Module, config: Train) -> list[dict[str, Any]]:
 
 @torch.inference_mode()
 def predict(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, title: str = "evaluate") -> Tensor:
-    """The network's logits in eval over a split, (N, classes) float32 on the CPU; its train flag is put back."""
-    device, training = next(model.parameters()).device, model.training
+    """The network's logits in eval over a split, (N, classes) float32 on the CPU; its train flags are put back."""
+    device, training = next(model.parameters()).device, [module for module in model.modules() if module.training]
     model.eval()
     steps = tqdm(split.batches(batch_size), title, math.ceil(len(split) / batch_size), leave=False, disable=None)
     logits = torch.cat([model(images.to(device)).float().cpu() for images, _ in steps])
-    model.train(training)
+    for module in training:
+        module.training = True
     return logits
 
 
@@ -176,26 +185,35 @@ def _epoch(split: Split | FolderSplit, epoch: int, config: Train, title: str) ->
     return tqdm(batches, title, whole // config.batch_size, leave=False, disable=None)
 
 
+def _identity(model: nn.Module, data: Data, about: str) -> str:
+    """A hash of the network (structure and values before training), the data's name and size, and `about`."""
+    whole = hashlib.sha256(repr(model).encode())
+    for part in (digest(model.state_dict()), data.name, str(len(data.train)), str(data.image_size), about):
+        whole.update(part.encode())
+    return whole.hexdigest()
+
+
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: Train, history: History) -> None:
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.SGD, meta: dict[str, Any]) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         if state.get("momentum_buffer") is not None:
             tensors[f"momentum.{index}"] = state["momentum_buffer"]
-    save_tensors(path, tensors, {"config": asdict(config), "history": history})
+    save_tensors(path, tensors, meta)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, config: Train) -> History:
-    """Take up the state in `path`, if it is there, whole, and of the same settings; returns its history."""
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, identity: dict[str, Any]) -> History:
+    """Take up the state in `path`, if it is there, whole, and of the same training; returns its history."""
     if not path.exists():
         return []
     try:
         tensors, meta = load_tensors(path)
-        require(meta.get("config") == asdict(config), f"{path} is of a run with other settings", BadRecord)
+        same = all(meta.get(key) == value for key, value in identity.items())
+        require(same, f"{path} is of a training with other settings, network or data", BadRecord)
     except BadRecord as error:
         print(f"warning: {error}; starting this stage again")
         return []

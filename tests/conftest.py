@@ -65,6 +65,16 @@ class Tiny(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+def seven() -> nn.Module:
+    """A network whose function does not take num_classes."""
+    return Tiny(7)
+
+
+def broken() -> nn.Module:
+    """A function with a fault of its own."""
+    return Tiny(1 // 0)
+
+
 @pytest.fixture
 def tiny() -> nn.Module:
     torch.manual_seed(0)
@@ -79,5 +89,5 @@ def digits() -> dslib.datasets.Data:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_threads():
+def _seeded():
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from dslib.errors import NotMergeable
 CLOSE = {"rtol": 0, "atol": 1e-10}
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 sides = st.tuples(*[st.integers(0, 3)] * 4)
+crops = st.tuples(*[st.integers(-2, 3)] * 4)
 
 
 @st.composite
@@ -23,7 +24,7 @@ def maps(draw, c_in: int, padded: bool = True) -> Affine:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     weight = torch.randn(c_out, c_in // groups, *draw(pairs), dtype=torch.float64, generator=generator)
     bias = torch.randn(c_out, dtype=torch.float64, generator=generator) if draw(st.booleans()) else None
-    return Affine(weight, bias, draw(pairs), draw(pairs), draw(sides) if padded else affine.NO_PADDING, groups)
+    return Affine(weight, bias, draw(pairs), draw(pairs), draw(crops) if padded else affine.NO_PADDING, groups)
 
 
 def images(channels: int) -> torch.Tensor:
@@ -112,6 +113,11 @@ def test_shapes_are_predicted_on_meta_without_weights():
 def test_compose_refuses_what_is_not_one_convolution(first, second, text):
     with pytest.raises(NotMergeable, match=text):
         affine.compose(first, second)
+
+
+def test_padding_what_was_cropped_is_refused():
+    with pytest.raises(NotMergeable, match="hoist the padding"):
+        affine.pad_output(Affine(torch.ones(2, 2, 1, 1), padding=(-1, 0, 0, 0)), (1, 0, 0, 0))
 
 
 def test_add_refuses_branches_that_do_not_fit():

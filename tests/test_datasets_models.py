@@ -80,6 +80,16 @@ def test_arrays(arrays):
     assert dslib.load_data(str(arrays), 8).val.images.shape == (4, 3, 8, 8)
 
 
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20)])
+def test_arrays_that_are_not_square_are_cropped(tmp_path, shape):
+    x = np.zeros((4, *shape, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=[0, 1, 0, 1], x_test=x, y_test=[0, 1, 0, 1])
+    for size, expected in ((None, 12), (8, 8)):
+        data = dslib.load_data(str(tmp_path / "x.npz"), size)
+        assert data.train.images.shape == data.val.images.shape == (4, 3, expected, expected)
+        assert next(iter(data.train.batches(4, augmented=True)))[0].shape == (4, 3, expected, expected)
+
+
 def test_dslib_data_is_searched_first(photos, arrays, monkeypatch):
     monkeypatch.setenv("DSLIB_DATA", str(photos.parent))
     photos.rename(photos.parent / "imagenette128")
@@ -96,6 +106,16 @@ def test_corrupt_images_are_named_and_left_out_only_when_asked(photos, capsys):
     data = dslib.load_data(str(photos), 24, skip_corrupt=True)
     assert len(data.train) == len(data.train.labels) == 5
     assert "1.png; left out" in capsys.readouterr().out
+
+
+def test_corrupt_images_in_large_folders(photos, monkeypatch, capsys):
+    monkeypatch.setattr("dslib.datasets.IN_MEMORY_BYTES", 0)
+    broken = photos / "train" / "n01440764" / "1.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(BadData, match=r"1\.png cannot be read"):
+        dslib.load_data(str(photos), 24).train.first(6)
+    assert len(dslib.load_data(str(photos), 24, skip_corrupt=True).train.first(6)) == 5
+    assert "left out" in capsys.readouterr().out
 
 
 def test_an_empty_class_folder(photos):
@@ -120,6 +140,11 @@ def test_files_that_are_no_dataset(tmp_path):
     np.savez(tmp_path / "y.npz", x_train=np.zeros(3))
     with pytest.raises(BadData, match="expected arrays x_train, y_train, x_test, y_test, found x_train"):
         dslib.load_data(str(tmp_path / "y.npz"))
+    x = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+    for labels in (np.eye(2, dtype=int), np.array([0.5, 1]), np.array([-1, 0]), np.array([0])):
+        np.savez(tmp_path / "w.npz", x_train=x, y_train=labels, x_test=x, y_test=[0, 1])
+        with pytest.raises(BadData, match="expected 2 labels, numbers from 0 on, found"):
+            dslib.load_data(str(tmp_path / "w.npz"))
     np.savez(tmp_path / "z.npz", x_train=np.zeros((2, 4, 4, 3)), y_train=[0, 1], x_test=np.zeros(0), y_test=[])
     with pytest.raises(BadData, match=r"expected images \(N, H, W, 3\) uint8"):
         dslib.load_data(str(tmp_path / "z.npz"))
@@ -179,6 +204,15 @@ def test_the_pretrained_heads_rows_are_selected_for_imagenet_classes(tmp_path):
     assert torch.equal(model.conv1.weight, full.conv1.weight)
 
 
+def test_functions_without_num_classes_get_a_head(tmp_path):
+    model, trained = dslib.load_model("conftest:seven", list("abc"))
+    assert (find_head(model)[1].out_features, trained) == (3, False)
+    path = save_tensors(tmp_path / "x.safetensors", model.state_dict())
+    again, trained = dslib.load_model("conftest:seven", list("abc"), str(path))
+    assert trained
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
 def test_default_weights_come_from_dslib_data_first(tmp_path, monkeypatch):
     own = dslib.load_model("resnet18", list("abc"), seed=5).model
     save_tensors(tmp_path / "weights" / "resnet18.safetensors", own.state_dict())
@@ -206,6 +240,7 @@ def test_weights_that_do_not_fit(tmp_path):
 
 @pytest.mark.parametrize(("name", "text"), [
     ("nopackage:f", "no model 'nopackage:f'"), ("conftest:nothing", "no model"), ("conftest:build", "cannot be built"),
+    ("conftest:broken", "cannot be built with .*: integer division"),
     ("builtins:dict", "expected a torch Module"),
 ])  # fmt: skip
 def test_functions_that_are_no_model(name, text):

@@ -106,7 +106,15 @@ def test_folding_batchnorm_keeps_the_function(name):
 def test_folding_leaves_hoisted_padding_in_place(tiny):
     small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(dslib.fold_batchnorm(small, x)(x), small(x))
+    folded = dslib.fold_batchnorm(small, x)
+    torch.testing.assert_close(folded(x), small(x))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_folding_leaves_a_batchnorm_without_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(dslib.fold_batchnorm(model, x)(x), model(x))
 
 
 def test_a_profile_predicts_and_round_trips(tiny, tmp_path):

@@ -1,7 +1,9 @@
 """Shrink and merge: against each other, and against a linear system's impulse response."""
 
 import copy
+import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -57,12 +59,11 @@ def test_the_merged_kernel_is_the_impulse_response(block):
     zero = linear(torch.zeros(1, 4, 17, 17, dtype=torch.float64))
     k, stride = conv.kernel_size[0], conv.stride[0]
     centre = (zero.shape[2] // 2) * stride  # the input pixel under the first tap of the middle output, padding aside
-    for channel in range(4):
-        for tap in range(k):
-            x = torch.zeros(1, 4, 17, 17, dtype=torch.float64)
-            x[0, channel, centre + tap - conv.padding[0], centre - conv.padding[1]] = 1
-            response = (linear(x) - zero)[0, :, zero.shape[2] // 2, zero.shape[3] // 2]
-            torch.testing.assert_close(conv.weight[:, channel, tap, 0], response, rtol=0, atol=1e-12)
+    for channel, v, h in itertools.product(range(4), range(k), range(k)):
+        x = torch.zeros(1, 4, 17, 17, dtype=torch.float64)
+        x[0, channel, centre + v - conv.padding[0], centre + h - conv.padding[1]] = 1
+        response = (linear(x) - zero)[0, :, zero.shape[2] // 2, zero.shape[3] // 2]
+        torch.testing.assert_close(conv.weight[:, channel, v, h], response, rtol=0, atol=1e-12)
     middle = zero[0, :, zero.shape[2] // 2, zero.shape[3] // 2]
     torch.testing.assert_close(conv.bias, middle, rtol=0, atol=1e-12)
 
@@ -242,6 +243,86 @@ def test_removing_a_site_that_is_not_affine_is_refused():
     model = dslib.load_model("mobilenet_v3_large").model
     sites = dslib.find_sites(model, 64)
     wrong = next(site.name for site in sites if not site.mergeable)
-    small = dslib.shrink(model, dslib.Mask({name: name != wrong for name in sites.names}))
-    with pytest.raises(NotMergeable, match=rf"{wrong}: .*AdaptiveAvgPool2d\): is not affine"):
-        dslib.merge(small)
+    mask = dslib.Mask({name: name != wrong for name in sites.names})
+    for make in (dslib.shrink, dslib.fade):
+        with pytest.raises(NotMergeable, match=rf"{wrong}: .*AdaptiveAvgPool2d\): is not affine.*keep it in the mask"):
+            make(model, mask)
+
+
+class Odd(Block):
+    """A block with one oddity in its forward, for refusals."""
+
+    def __init__(self, oddity):
+        super().__init__()
+        self.oddity, self.act = oddity, nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.bn1(self.expand(x))
+        if self.oddity == "reads again":
+            return self.bn3(self.project(self.bn2(self.depthwise(self.act(y))) + y))
+        y = torch.relu(y)
+        if self.oddity == "twice":
+            y = self.depthwise(y)
+        y = self.bn3(self.project(self.bn2(self.depthwise(y))))
+        if self.oddity == "alpha":
+            return torch.add(x, y, alpha=0.2)
+        if self.oddity == "pair":
+            return y, x
+        return y + x
+
+
+class BatchNormReLU(nn.BatchNorm2d):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+@pytest.mark.parametrize(("oddity", "reason"), [
+    ("alpha", "add: is not affine"), ("twice", r"depthwise \(Conv2d\) is called twice"),
+    ("pair", "returns more than one feature map"), ("reads again", "writes into a map that is read again"),
+    ("batchnorm", r"bn2 \(BatchNormReLU\) computes its own way"), ("shared", "is one module under 2 names"),
+])  # fmt: skip
+def test_what_would_merge_wrongly_is_refused_with_its_reason(oddity, reason):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Odd(oddity))
+    if oddity == "batchnorm":
+        model[1].bn2 = BatchNormReLU(6)
+    if oddity == "shared":
+        model.append(model[1])
+    if oddity == "pair":
+        model.append(nn.Identity())
+    sites = dslib.find_sites(model.eval(), 12)
+    assert not sites[0].mergeable
+    assert re.search(reason, sites[0].reason), sites[0].reason
+    with pytest.raises(dslib.DslibError, match=reason):
+        dslib.shrink(model, dslib.Mask({"1": False}))
+
+
+@torch.no_grad()
+def test_a_functional_dropout_stays_alive_and_merges():
+    class Dropping(Block):
+        def forward(self, x):
+            return x + nn.functional.dropout(self.bn3(self.project(torch.relu(self.expand(x)))), 0.5, self.training)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Dropping()).double().train()
+    small = dslib.shrink(model, dslib.Mask({"1": False}))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    assert not torch.equal(small(x), small(x))
+    small.eval()
+    torch.testing.assert_close(dslib.merge(small)(x), small(x))
+
+
+@pytest.mark.parametrize("act", [torch.relu_, nn.functional.relu_, lambda x: nn.functional.relu(x, True)])
+@torch.no_grad()
+def test_functional_activations_in_place_fade_too(act):
+    class Functional(Block):
+        def forward(self, x):
+            return x + self.bn3(self.project(act(self.bn2(self.depthwise(self.expand(x))))))
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Functional()).double().eval()
+    faded = dslib.fade(model, dslib.Mask({"1": False}))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    outputs = {}
+    for t in (0, 0.5, 1):
+        set_fade(faded, t)
+        outputs[t] = faded(x)
+    torch.testing.assert_close(outputs[0][..., 1:-1, 1:-1], model(x)[..., 1:-1, 1:-1])
+    torch.testing.assert_close(outputs[0.5], (outputs[0] + outputs[1]) / 2)

@@ -134,8 +134,14 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
         found, read = dslib.load(tmp_path / "net.json")
         assert read == written
         assert torch.equal(found(x), network(x))
+    part, part_recipe = recipe.merge_into(small, ["layer1.1"])
+    whole, whole_recipe = part_recipe.merge_into(part)
+    assert set(whole_recipe.merged) == set(merged_recipe.merged)
+    dslib.save(tmp_path / "whole.json", whole, whole_recipe)
+    assert torch.equal(dslib.load(tmp_path / "whole.json")[0](x), merged(x))
     (tmp_path / "other.json").write_text('{"nothing": 1}')
     with pytest.raises(BadRecord, match="is not a recipe"):
         dslib.load(tmp_path / "other")
-    with pytest.raises(BadConfig, match="unknown boundary activation 'Linear'"):
-        dslib.exporting.activation("Linear")
+    for name in ("Linear", "GLU", "MultiheadAttention", "Threshold"):
+        with pytest.raises(BadConfig, match=f"unknown boundary activation '{name}'"):
+            dslib.exporting.activation(name)

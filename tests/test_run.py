@@ -1,5 +1,6 @@
 """The command line through its installed entry point, and the whole way through all stages."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -132,6 +133,25 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
     assert "search.json" in done
     assert not {"shrunk.json", "shrunk.safetensors", "merged.json", "record.json"} & done
     assert not [name for name in done if name.startswith(".")]
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    config["finetune"]["epochs"] = 2  # the same folder, a shorter way: what was done is taken, the rest is done
+    (tmp_path / "r" / "config.json").write_text(json.dumps(config))
+    status, out, err = call("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *SHORT, cwd=tmp_path)
+    assert status == 0, err
+    assert out.count("taken from") == 3
+    assert (tmp_path / "r" / "record.json").exists()
+
+
+def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz):
+    (tmp_path / "mynet.py").write_text(
+        "from conftest import Tiny\n\n\ndef net(num_classes):\n    return Tiny(num_classes)\n"
+    )
+    weights = str(_weights(tmp_path))
+    words = ("--model", "mynet:net", "--weights", weights, "--data", npz, "--mask", "m.json", "--out", "s.json")
+    dslib.Mask({f"blocks.{i}": i == 1 for i in range(3)}).save(tmp_path / "m.json")
+    assert call("shrink", *words, cwd=tmp_path)[0] == 0
+    line = refused("finetune", "s.json", "--data", "digits", "--out", "d.json", cwd=tmp_path)
+    assert "is for 2 classes (0, 1, ...), digits has 10" in line
 
 
 def test_bad_input_is_one_line(tmp_path, npz):
@@ -147,6 +167,11 @@ def test_bad_input_is_one_line(tmp_path, npz):
     other = tuple("nowhere.npz" if word == npz else word for word in run)
     assert "unknown dataset 'nowhere.npz'" in refused(*other, "--k", "1", cwd=tmp_path)
     shutil.rmtree(tmp_path / "r")
+    assert "rounds: expected 1 or more" in refused(*run, "--k", "1", "--rounds", "0", cwd=tmp_path)
+    assert "momentum: expected 0 to 1" in refused(*run, "--k", "1", "--search-momentum", "-1", cwd=tmp_path)
+    assert "does not run on 64 x 64" in refused(
+        "sites", "--model", "vit_tiny_patch16_224", "--image-size", "64", cwd=tmp_path
+    )
     assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9", cwd=tmp_path)
     assert "expected either --mask, or --search with --k" in refused(
         "shrink",
@@ -214,6 +239,6 @@ def test_a_records_command_repeats_the_run():
     config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
                        finetune=dslib.Finetune(epochs=3, lr=0.1, batch_size=64))  # fmt: skip
     words = dslib.running._command(config)
-    assert words == ("dslib run --model mobilenet_v2 --data photos --k 8 --boundary ReLU6 "
+    assert words == ("dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 "
                      "--model-option width_mult=0.5 --finetune-epochs 3 --out runs/x")  # fmt: skip
-    assert json.dumps(dslib.running._plain(config))
+    assert json.dumps(dataclasses.asdict(config))

@@ -151,6 +151,8 @@ def test_search_refuses_bad_settings(tiny, digits, tmp_path):
         dslib.search(tiny, digits, sites, config=replace(QUICK, latency_weight=1.0))
     with pytest.raises(BadConfig, match="anneal: expected 0 to 1, found 2"):
         dslib.Search(anneal=2)
+    with pytest.raises(MaskMismatch, match="cost has no saving for blocks.0, blocks.1"):
+        dslib.search(tiny, digits, sites, {"features.1": 1.0}, QUICK)
     (tmp_path / "x.json").write_text('{"m": {}}')
     with pytest.raises(BadRecord, match="is not a search result"):
         dslib.Found.load(tmp_path / "x.json")

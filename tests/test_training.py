@@ -1,6 +1,8 @@
 """The loop, finetuning, evaluation, checkpoints."""
 
+import copy
 import math
+import resource
 from dataclasses import replace
 
 import pytest
@@ -39,8 +41,8 @@ def test_the_learning_rate_warms_up_and_falls():
 
 
 def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
-    straight, stopped = Tiny(), Tiny()
-    stopped.load_state_dict(straight.state_dict())
+    straight = Tiny()
+    stopped, fresh = copy.deepcopy(straight), copy.deepcopy(straight)
     expected = train(straight, digits, cross_entropy, QUICK)
 
     def stop(epoch):
@@ -51,7 +53,6 @@ def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(KeyboardInterrupt):
         train(stopped, digits, cross_entropy, QUICK, after_epoch=stop, checkpoint=path)
-    fresh = Tiny()
     history = train(fresh, digits, cross_entropy, QUICK, checkpoint=path)
     assert [row["loss"] for row in history] == [row["loss"] for row in expected]
     assert all(
@@ -66,8 +67,18 @@ def test_a_damaged_or_foreign_checkpoint_starts_the_stage_again(digits, tmp_path
     path.write_bytes(whole[:-10])
     assert len(train(Tiny(), digits, cross_entropy, QUICK, checkpoint=path)) == 3
     assert "corrupt or truncated" in capsys.readouterr().out
-    train(Tiny(), digits, cross_entropy, replace(QUICK, lr=0.1), checkpoint=path)
-    assert "other settings" in capsys.readouterr().out
+    model = Tiny()
+    start = copy.deepcopy(model)
+    train(model, digits, cross_entropy, QUICK, checkpoint=path)
+    for again, settings, about in (
+        (start, replace(QUICK, lr=0.1), ""),
+        (Tiny(), QUICK, ""),
+        (start, QUICK, "a teacher"),
+    ):
+        capsys.readouterr()
+        train(copy.deepcopy(again), digits, cross_entropy, settings, checkpoint=path, about=about)
+        assert "other settings, network or data" in capsys.readouterr().out
+        train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(digits):
@@ -84,7 +95,18 @@ def test_evaluation_counts_every_image_once(digits):
     assert model.training
 
 
-@pytest.mark.parametrize("field", [{"epochs": -1}, {"batch_size": 1}, {"lr": 0}, {"label_smoothing": 1}, {"clip": 0}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"epochs": -1},
+        {"batch_size": 1},
+        {"lr": 0},
+        {"label_smoothing": 1},
+        {"clip": 0},
+        {"momentum": 1},
+        {"warmup": -1},
+    ],
+)
 def test_settings_out_of_range(field):
     with pytest.raises(BadConfig, match=f"{next(iter(field))}: expected"):
         Train(**field)
@@ -120,6 +142,29 @@ def test_finetuning_recovers_and_leaves_its_arguments(digits):
         assert not done.model.training
 
 
+def test_a_stopped_fading_resumes_without_a_trace(digits, tmp_path, monkeypatch):
+    teacher = Tiny()
+    train(teacher, digits, cross_entropy, replace(QUICK, epochs=15))
+    faded = dslib.fade(teacher, dslib.find_sites(teacher, 16).mask([]))
+    config = dslib.Finetune(epochs=3, lr=0.1, batch_size=32)
+    whole = dslib.finetune(faded, digits, teacher, config)
+    path, rounds = tmp_path / "x.safetensors", iter([0, 1])
+
+    def stop(*given):
+        if next(rounds):
+            raise KeyboardInterrupt
+        return dslib.evaluate(*given)
+
+    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+    monkeypatch.setattr("dslib.finetuning.evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        dslib.finetune(faded, digits, teacher, config, path)
+    monkeypatch.setattr("dslib.finetuning.evaluate", dslib.evaluate)
+    again = dslib.finetune(faded, digits, teacher, config, path)
+    expected = whole.model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
+
+
 def test_an_untrained_teacher_is_refused(digits):
     with pytest.raises(BadModel, match="chance is 10.0%: its head is not trained for these 10 classes"):
         check_teacher(Tiny(), digits)
@@ -150,6 +195,19 @@ def test_a_changed_byte_is_noticed(tmp_path):
         load_tensors(tmp_path / "y.safetensors")
 
 
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    path = save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(BadConfig, match="cannot write .*File too large.*: choose another folder"):
+            save_tensors(path, {"a": torch.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert torch.equal(load_tensors(path)[0]["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
 def test_loading_never_runs_code(tmp_path):
     class Trap:
         def __reduce__(self):
@@ -161,5 +219,8 @@ def test_loading_never_runs_code(tmp_path):
     torch.save([1, 2], tmp_path / "y.pt")
     with pytest.raises(BadModel, match="expected a state dict"):
         load_state_dict(tmp_path / "y.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(BadModel, match=r"empty\.pt is no readable checkpoint of plain tensors: EOFError"):
+        load_state_dict(tmp_path / "empty.pt")
     torch.save({"state_dict": {"module.a": torch.ones(2)}}, tmp_path / "z.pt")
     assert list(load_state_dict(tmp_path / "z.pt")) == ["a"]
