@@ -99,9 +99,9 @@ def search_command(
     import dslib
 
     network, loaded = _trained(model, weights, options, data, image_size, skip_corrupt, device)
-    savings = dslib.CostTable.load(cost).savings if cost else None
+    costs = dslib.CostTable.load(cost) if cost else None
     sites = dslib.find_sites(network, loaded.image_size)
-    found = dslib.search(network, loaded, sites, savings, dslib.Search(**given), _partial(out))
+    found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out))
     found.save(out)
     _partial(out).unlink(missing_ok=True)
     click.echo(found.frame.to_string())

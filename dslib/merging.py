@@ -76,7 +76,7 @@ def merge(model: nn.Module, only: Collection[str] | Callable[[MergeCost], bool] 
     for name, block in reversed(blocks.items()):
         if only is None or (only(merge_cost(name, block)) if callable(only) else name in only):
             merged.set_submodule(name, merge_block(block, name))
-    return merged.to(memory_format=torch.channels_last) if _is_channels_last(model) else merged  # type: ignore[call-overload]
+    return merged.to(memory_format=torch.channels_last) if _is_channels_last(model) else merged
 
 
 def unmerged(model: nn.Module) -> dict[str, MergeCost]:

@@ -105,7 +105,7 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
     found = stage.file(
         "search", Found.load,
-        lambda: search(model, data, sites, cost.savings, config.search, out / "search.partial.safetensors"),
+        lambda: search(model, data, sites, cost, config.search, out / "search.partial.safetensors"),
     )  # fmt: skip
     mask = found.mask(config.k)
     mask.save(out / "mask.json")

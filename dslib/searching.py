@@ -20,6 +20,7 @@ from . import records
 from .datasets import Data
 from .errors import BadConfig, BadRecord, MaskMismatch, require
 from .masks import Mask
+from .profiling import CostTable
 from .shrinking import activation_module, replace_activation
 from .sites import Sites
 from .tracing import removable_activations, trace
@@ -212,7 +213,7 @@ def search(
     model: nn.Module,
     data: Data,
     sites: Sites,
-    cost: Mapping[str, float] | None = None,
+    cost: CostTable | Mapping[str, float] | None = None,
     config: Search | None = None,
     checkpoint: Path | None = None,
 ) -> Found:
@@ -222,7 +223,7 @@ def search(
         model: pretrained, on the device to search on.
         data: what to train on.
         sites: of the model.
-        cost: site name -> saving (ms) if it is merged, e.g. `profile(...).savings`; needed for a latency weight.
+        cost: from `profile`, or site name -> saving (ms) if it is removed; needed for a latency weight.
         config: the settings.
         checkpoint: where to keep the state after every epoch.
     Raises:
@@ -232,12 +233,13 @@ def search(
     config = config or Search()
     sites.check_k(config.k)
     require(config.latency_weight == 0 or cost is not None,
-            "latency_weight needs cost: pass dslib.profile(model, sites).savings")  # fmt: skip
+            "latency_weight needs cost: pass cost=dslib.profile(model, sites)")  # fmt: skip
     gated, gates = add_gates(model, sites)
     gates.to(next(model.parameters()).device)
-    unknown = [name for name in gates.names if cost is not None and name not in cost]
+    saving = cost.savings if isinstance(cost, CostTable) else cost
+    unknown = [name for name in gates.names if saving is not None and name not in saving]
     require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
-    savings = torch.tensor([(cost or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
+    savings = torch.tensor([(saving or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
     fixed = len(sites) - len(sites.mergeable)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
