@@ -65,7 +65,7 @@ class Run:
     boundary: str | None = None
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
     search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8, latency_weight=0.03)
-    finetune: Finetune = Finetune(epochs=10, lr=0.1, batch_size=64)
+    finetune: Finetune = Finetune(epochs=10, lr=0.03, batch_size=64)
     batch_size: int = 32
     rounds: int = 40
     device: str = "auto"
