@@ -145,3 +145,20 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
     for name in ("Linear", "GLU", "MultiheadAttention", "Threshold"):
         with pytest.raises(BadConfig, match=f"unknown boundary activation '{name}'"):
             dslib.exporting.activation(name)
+
+
+@pytest.mark.parametrize("k", [12, 8])
+def test_the_numbers_in_the_readme_are_the_records(k):
+    record = records.Record.load(FOLDER.parent / "data" / "results" / f"mobilenet_v2-imagenette-k{k}.json")
+    merged, speed = record.values["networks"]["merged"], record.values["speedup"]
+    row = (
+        f"| {k} | {100 * merged['accuracy']:.1f} | {merged['macs'] / 1e6:.1f} | {merged['parameters'] / 1e6:.2f} "
+        f"| {speed['ratio_of_medians']:.2f} ({speed['q25']:.2f}-{speed['q75']:.2f}) "
+        f"| {sum(record.values['seconds'].values()) / 60:.0f} |"
+    )
+    readme = (FOLDER.parent / "README.md").read_text()
+    assert row in readme
+    original = record.values["networks"]["original"]
+    assert f"| 17 (original) | {100 * original['accuracy']:.1f} | {original['macs'] / 1e6:.1f} |" in readme
+    assert record.values["top1_differences"] == 0
+    assert record.values["largest_relative_difference"] < 1e-4
