@@ -80,9 +80,7 @@ def make_venv():
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError as error:
-        raise SetupError(
-            f"Python lacks its module {error.name}: on Debian, apt install python3-venv"
-        ) from None
+        raise SetupError(f"Python lacks its module {error.name}: on Debian, apt install python3-venv") from None
     print(f"dev.py: setting up .venv, once (minutes, about 7 GB); progress in {LOG}", flush=True)
     LOG.write_text("")
     shutil.rmtree(str(VENV), ignore_errors=True)

@@ -24,11 +24,10 @@ def settings(
         texts = _argument_texts(config)
         for field in reversed([f for f in fields(config) if str(f.type) in TYPES and f.name not in skip]):
             default = getattr(defaults, field.name) if defaults is not None else field.default
-            required = default is MISSING
+            given = {"required": True} if default is MISSING else {"default": default, "show_default": True}
             option = click.option(
-                f"--{prefix}{field.name}".replace("_", "-"), type=TYPES[str(field.type)], required=required,
-                default=None if required else default, is_flag=str(field.type) == "bool",
-                help=texts.get(field.name, ""), show_default=not required,
+                f"--{prefix}{field.name}".replace("_", "-"), type=TYPES[str(field.type)],
+                is_flag=str(field.type) == "bool", help=texts.get(field.name, ""), **given,
             )  # fmt: skip
             command = option(command)
         return command

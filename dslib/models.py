@@ -137,6 +137,16 @@ def _import(name: str) -> Any:
         raise BadModel(f"no model {name!r}: {first_line(error)}; expected package.module:function") from error
 
 
+def _rows(state: dict[str, Tensor]) -> int | None:
+    """Outputs of the last matrix in a state dict: the classifier's, as a rule."""
+    return next((tensor.shape[0] for tensor in reversed(state.values()) if tensor.ndim == 2), None)
+
+
+def _needs(function: Any, argument: str) -> bool:
+    parameter = inspect.signature(function).parameters.get(argument)
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def _takes(function: Any, argument: str) -> bool:
     parameters = inspect.signature(function).parameters.values()
     return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
@@ -171,7 +181,8 @@ def _weights_path(name: str, weights: str) -> Path:
 
 
 def _from_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
-    state, model = load_state_dict(path), _build(name, None, options)
+    state = load_state_dict(path)
+    model = _build(name, _rows(state) if _needs(_function(name), "num_classes") else None, options)
     heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in state]
     if heads and state[f"{heads[-1][0]}.weight"].shape[0] != heads[-1][1].out_features:
         _replace_head(model, state[f"{heads[-1][0]}.weight"].shape[0])

@@ -1,6 +1,5 @@
 """Tiny random networks and data; BatchNorm is randomised everywhere, or fold errors would hide."""
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -8,8 +7,6 @@ import torch
 from torch import nn
 
 import dslib
-
-os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def randomise_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 SCRIPT = Path(sys.executable).with_name("dslib")
 MODEL = ("--model", "conftest:Tiny", "--weights", "none")
 SHORT = (
-    "--pretrain-epochs", "3", "--search-epochs", "1", "--finetune-epochs", "2", "--rounds", "3", "--batch-size", "4",
+    "--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2", "--rounds", "3", "--batch-size", "4",
     "--device", "cpu",
 )  # fmt: skip
 
@@ -237,7 +237,7 @@ def _weights(folder: Path) -> Path:
 
 def test_a_records_command_repeats_the_run():
     config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
-                       finetune=dslib.Finetune(epochs=3, lr=0.1, batch_size=64))  # fmt: skip
+                       finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64))  # fmt: skip
     words = dslib.running._command(config)
     assert words == ("dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 "
                      "--model-option width_mult=0.5 --finetune-epochs 3 --out runs/x")  # fmt: skip
