@@ -24,11 +24,11 @@ def settings(
         texts = _argument_texts(config)
         for field in reversed([f for f in fields(config) if str(f.type) in TYPES and f.name not in skip]):
             default = getattr(defaults, field.name) if defaults is not None else field.default
+            kind = str(field.type)
             given = {"required": True} if default is MISSING else {"default": default, "show_default": True}
-            option = click.option(
-                f"--{prefix}{field.name}".replace("_", "-"), type=TYPES[str(field.type)],
-                is_flag=str(field.type) == "bool", help=texts.get(field.name, ""), **given,
-            )  # fmt: skip
+            given |= {"is_flag": True} if kind == "bool" else {"type": TYPES[kind]}
+            name = f"--{prefix}{field.name}".replace("_", "-")
+            option = click.option(name, help=texts.get(field.name, ""), **given)
             command = option(command)
         return command
 

@@ -19,7 +19,8 @@ HERE = Path(__file__).parent
 SCRIPT = Path(sys.executable).with_name("dslib")
 MODEL = ("--model", "conftest:Tiny", "--weights", "none")
 SHORT = (
-    "--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2", "--rounds", "3", "--batch-size", "4",
+    "--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2",
+    "--rounds", "3", "--batch-size", "4",
     "--device", "cpu",
 )  # fmt: skip
 
