@@ -139,7 +139,8 @@ def to_svg(figure: Figure) -> str:
     with plt.rc_context({"svg.hashsalt": "dslib", "svg.fonttype": "path"}):
         figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    return svg.replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
