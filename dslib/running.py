@@ -265,17 +265,18 @@ def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpo
 
 
 def _claim(out: Path, config: Run) -> None:
-    """Write the settings into `out`, or check that those there are the same."""
-    path = out / "config.json"
-    if path.exists():
-        found, own = records.read_json(path), asdict(config)
+    """Write the settings into `out`, or check that those there are the same; a run that did nothing yet has no claim."""
+    path, own = out / "config.json", asdict(config)
+    others = [found for found in out.iterdir() if found != path] if out.is_dir() else []
+    if others and not path.exists():
+        raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
+    if others:
+        found = records.read_json(path)
         measuring = {"rounds", "batch_size", "device"}  # what the stages' weights do not depend on
         other = sorted(key for key in {*own, *found} - measuring if own.get(key) != found.get(key))
         require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
-    elif out.is_dir() and any(out.iterdir()):
-        raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     else:
-        records.write_json(path, asdict(config))
+        records.write_json(path, own)
 
 
 def _command(config: Run) -> str:
