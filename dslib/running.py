@@ -265,7 +265,7 @@ def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpo
 
 
 def _claim(out: Path, config: Run) -> None:
-    """Write the settings into `out`, or check that those there are the same; a run that did nothing yet has no claim."""
+    """Write the settings into `out`, or check that those there are the same (unless that run did nothing yet)."""
     path, own = out / "config.json", asdict(config)
     others = [found for found in out.iterdir() if found != path] if out.is_dir() else []
     if others and not path.exists():

@@ -1,0 +1,69 @@
+"""Figures and sliders: what they show is what they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import dslib
+from dslib import plots, widgets
+from dslib.errors import BadConfig
+
+MASKS = {k: dslib.Mask({f"block.{i}": i < k for i in range(4)}) for k in range(5)}
+HISTORY = [{"m": [1.2, 0.9], "kept": ["a"]}, {"m": [1.5, 0.8], "kept": ["a"]}]
+ROW = {"images_per_s": 100.0, "accuracy": 0.9}
+FRAME = pd.DataFrame({"kept_ms": [3.0, 2.0], "linear_ms": [2.5, 1.5], "merged_ms": [1.0, 1.8]}, index=["a", "b"])
+
+
+def test_bars_are_as_long_as_the_costs():
+    axes = plots.plot_costs(FRAME, 32).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [3.0, 2.0, 2.5, 1.5, 1.0, 1.8]
+    assert axes.get_xlabel() == "latency, ms per batch of 32"
+
+
+def test_masks_are_drawn_row_by_row():
+    axes = plots.plot_masks(MASKS).axes[0]
+    drawn = np.asarray(axes.collections[0].get_array()).reshape(5, 4)
+    assert drawn.sum(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_mask_is_three_layers_a_kept_block_and_one_a_merged():
+    assert len(plots.plot_mask(MASKS[3]).axes[0].patches) == 3 * 3 + 1
+
+
+def test_a_search_is_one_line_a_site():
+    lines = plots.plot_search(dslib.Found({"a": 1.5, "b": 0.8}, (), ("a", "b"), HISTORY)).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1.0, 1.2, 1.5], [1.0, 0.9, 0.8]]
+
+
+def test_maps_kernels_and_runs():
+    error = np.zeros((5, 5))
+    error[0] = 0.3
+    assert plots.plot_border({"one": error, "two": error / 2}).axes[0].images[0].get_clim() == (0.0, 0.3)
+    assert plots.plot_kernels({"k": np.array([[1.0, -2.0]])}).axes[0].images[0].get_clim() == (-2.0, 2.0)
+    run = {"k": 8, "batch_size": 32, "networks": {"original": ROW, "merged": {**ROW, "images_per_s": 150.0}}}
+    points = [line.get_xydata().tolist() for line in plots.plot_runs([run]).axes[0].lines]
+    assert points == [[[100.0, 90.0]], [[150.0, 90.0]]]
+
+
+def test_svg_text_is_the_same_every_time():
+    first, second = (plots.to_svg(plots.plot_mask(MASKS[2])) for _ in range(2))
+    assert first == second
+    assert first.startswith('<svg style="max-width: 100%')
+
+
+def test_a_slider_moves_its_panes_in_the_page():
+    slider, stack = widgets.explore({"1": "one", "2": "<b>two</b>"}, "k", start="2").children
+    assert (slider.value, slider.description, stack.selected_index) == ("2", "k", 1)
+    assert ["one" in stack.children[0].value, "<b>two</b>" in stack.children[1].value] == [True, True]
+    with pytest.raises(BadConfig, match="start is '3', expected one of 1, 2"):
+        widgets.explore({"1": "", "2": ""}, "k", start="3")
+    with pytest.raises(BadConfig, match="at least one pane"):
+        widgets.explore({}, "k")
+
+
+def test_with_a_kernel_the_button_computes_the_sliders_value():
+    slider, _, button, answer = widgets.explore({"1": "", "2": ""}, "k", live=lambda k: f"now {k}").children
+    slider.value = "2"
+    button.click()
+    assert "now 2" in answer.value
+    assert not button.disabled
