@@ -113,21 +113,22 @@ def plot_kernels(kernels: Mapping[str, np.ndarray]) -> Figure:
 
 
 def plot_runs(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy over throughput of the original and the merged networks of several runs (`Record.values`)."""
+    """Accuracy over speed-up of several runs (`Record.values`), each against the original in its own run.
+
+    Bars span the quartiles of the interleaved rounds. Images per second are not compared between runs.
+    """
     figure, axes = _figure(6.5, 3.8)
+    original = 100 * runs[0]["networks"]["original"]["accuracy"]
+    axes.plot(1.0, original, "o", color=ORIGINAL, markersize=8)
+    axes.annotate("original", (1.0, original), xytext=(6, 6), textcoords="offset points")
     for values in runs:
-        networks = values["networks"]
-        for name, colour, label in (
-            ("original", ORIGINAL, "original"),
-            ("merged", MERGED, f"k = {values['k']}"),
-        ):
-            row = networks[name]
-            axes.plot(row["images_per_s"], 100 * row["accuracy"], "o", color=colour, markersize=8)
-            axes.annotate(
-                label, (row["images_per_s"], 100 * row["accuracy"]), xytext=(6, 6), textcoords="offset points"
-            )
+        speed, accuracy = values["speedup"], 100 * values["networks"]["merged"]["accuracy"]
+        middle = speed["ratio_of_medians"]
+        spread = [[max(middle - speed["q25"], 0)], [max(speed["q75"] - middle, 0)]]
+        axes.errorbar(middle, accuracy, xerr=spread, fmt="o", color=MERGED, markersize=8, capsize=3)
+        axes.annotate(f"k = {values['k']}", (middle, accuracy), xytext=(6, 6), textcoords="offset points")
     axes.margins(0.2)
-    axes.set(xlabel=f"throughput, images/s (batch {runs[0]['batch_size']})", ylabel="top-1 accuracy, %")
+    axes.set(xlabel=f"speed-up over the original (batch {runs[0]['batch_size']})", ylabel="top-1 accuracy, %")
     return figure
 
 

@@ -40,9 +40,16 @@ def test_maps_kernels_and_runs():
     error[0] = 0.3
     assert plots.plot_border({"one": error, "two": error / 2}).axes[0].images[0].get_clim() == (0.0, 0.3)
     assert plots.plot_kernels({"k": np.array([[1.0, -2.0]])}).axes[0].images[0].get_clim() == (-2.0, 2.0)
-    run = {"k": 8, "batch_size": 32, "networks": {"original": ROW, "merged": {**ROW, "images_per_s": 150.0}}}
-    points = [line.get_xydata().tolist() for line in plots.plot_runs([run]).axes[0].lines]
-    assert points == [[[100.0, 90.0]], [[150.0, 90.0]]]
+    speed = {"ratio_of_medians": 1.5, "q25": 1.4, "q75": 1.7}
+    run = {
+        "k": 8,
+        "batch_size": 32,
+        "speedup": speed,
+        "networks": {"original": ROW, "merged": {**ROW, "accuracy": 0.8}},
+    }
+    axes = plots.plot_runs([run]).axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines[:2]] == [[[1.0, 90.0]], [[1.5, 80.0]]]
+    np.testing.assert_allclose(axes.collections[0].get_segments()[0], [[1.4, 80.0], [1.7, 80.0]])
 
 
 def test_svg_text_is_the_same_every_time():
