@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,17 +53,28 @@ def plot_masks(masks: Mapping[int, Mask]) -> Figure:
     return figure
 
 
-def plot_mask(mask: Mask, title: str = "") -> Figure:
-    """One network as a row of blocks: kept blocks three layers deep, merged ones a single layer."""
+def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = ()) -> Figure:
+    """One network as a row of blocks: kept and linear ones three layers deep, merged ones a single layer.
+
+    Args:
+        mask: which sites are kept.
+        title: above the picture.
+        linear: names of removed sites that were not merged.
+    """
     figure, axes = _figure(7.5, 1.9)
     for i, (name, on) in enumerate(mask.items()):
-        layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on else ((0.34, 0.28),)
+        layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on or name in linear else ((0.34, 0.28),)
+        colour = KEPT if on else LINEAR if name in linear else MERGED
         for bottom, height in layers:
-            axes.add_patch(_box(i + 0.08, bottom, 0.84, height, KEPT if on else MERGED))
+            axes.add_patch(_box(i + 0.08, bottom, 0.84, height, colour))
         axes.text(i + 0.5, -0.08, name.rpartition(".")[2], ha="center", va="top", fontsize=8)
     axes.set(xlim=(0, len(mask)), ylim=(-0.25, 1.15), title=title)
-    axes.legend(handles=_patches({"kept: three convolutions": KEPT, "merged: one": MERGED}), frameon=False, ncols=2,
-                loc="lower center", bbox_to_anchor=(0.5, -0.42))  # fmt: skip
+    legend = {
+        "kept": KEPT,
+        **({"linear: not worth merging": LINEAR} if linear else {}),
+        "merged: one convolution": MERGED,
+    }
+    axes.legend(handles=_patches(legend), frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42))
     axes.axis("off")
     return figure
 

@@ -28,6 +28,7 @@ def test_masks_are_drawn_row_by_row():
 
 def test_a_mask_is_three_layers_a_kept_block_and_one_a_merged():
     assert len(plots.plot_mask(MASKS[3]).axes[0].patches) == 3 * 3 + 1
+    assert len(plots.plot_mask(MASKS[2], linear={"block.3"}).axes[0].patches) == 3 * 3 + 1
 
 
 def test_a_search_is_one_line_a_site():
