@@ -52,7 +52,7 @@ def load_model(
         model = _build(name, None if classes is None else len(classes), options)
         return Loaded(model, False) if classes is None else Loaded(_fit_head(model, classes).model, False)
     pretrained = _pretrained(name, options) if weights == "default" else None
-    model = pretrained or _from_file(name, _weights_path(name, weights), options)
+    model = _from_file(name, _weights_path(name, weights), options) if pretrained is None else pretrained
     return Loaded(model, True) if classes is None else _fit_head(model, classes)
 
 
