@@ -135,6 +135,16 @@ def test_a_profile_predicts_and_round_trips(tiny, tmp_path):
         dslib.CostTable.load(tmp_path / "other.json")
 
 
+def test_sites_that_are_slower_merged_are_not_worth_merging():
+    table = dslib.CostTable(
+        {"a": 3.0, "b": 3.0}, {"a": 2.0, "b": 2.0}, {"a": 1.0, "b": 4.0}, 9.0, 1, 32, "cpu", "eager"
+    )
+    mask = dslib.Mask({"a": False, "b": False})
+    assert table.worth_merging(mask) == ("a",)
+    assert table.savings == {"a": 2.0, "b": 1.0}
+    assert table.predict(mask) == 6.0
+
+
 def test_a_profile_of_a_network_without_mergeable_sites():
     model = dslib.load_model("vgg11_bn").model
     with pytest.raises(MaskMismatch, match="no mergeable site"):

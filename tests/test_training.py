@@ -60,6 +60,36 @@ def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
     )
 
 
+def test_every_epoch_has_an_order_of_its_own_and_a_seed_repeats_it(digits):
+    def orders(seed):
+        seen = []
+
+        def loss(model, images, labels):
+            seen.extend(labels.tolist())
+            return cross_entropy(model, images, labels)
+
+        train(Tiny(), digits, loss, replace(QUICK, epochs=2, seed=seed))
+        return seen[:192], seen[192:]
+
+    first, second = orders(0)
+    assert first != second
+    assert sorted(first) == sorted(second) == sorted(digits.train.labels.tolist())
+    assert orders(0) == (first, second)
+    assert orders(1)[0] != first
+
+
+@pytest.mark.parametrize(("alpha", "labels_matter"), [(1.0, False), (0.5, True)])
+def test_alpha_weighs_the_teacher_against_the_labels(digits, monkeypatch, alpha, labels_matter):
+    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+    teacher, small = Tiny(), Tiny()
+    config = dslib.Finetune(epochs=1, lr=0.1, batch_size=32, alpha=alpha)
+    wrong = replace(digits, train=replace(digits.train, labels=(digits.train.labels + 1) % 10))
+    a, b = (dslib.finetune(small, data, teacher, config).model.head.weight for data in (digits, wrong))
+    assert torch.equal(a, b) != labels_matter
+    other = dslib.finetune(small, digits, Tiny(), config).model.head.weight
+    assert not torch.equal(a, other)  # the teacher matters in both
+
+
 def test_a_damaged_or_foreign_checkpoint_starts_the_stage_again(digits, tmp_path, capsys):
     path = tmp_path / "x.safetensors"
     train(Tiny(), digits, cross_entropy, QUICK, checkpoint=path)
