@@ -5,13 +5,15 @@ The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune`
 
 from .datasets import load_data
 from .errors import DslibError
-from .exporting import Recipe, load, save
+from .exporting import export
 from .finetuning import Finetune, finetune
-from .masks import Mask
-from .measuring import count_macs, count_parameters, fold_batchnorm, measure
+from .folding import fold
+from .masks import Mask, Plan
+from .measuring import count_macs, count_parameters, measure
 from .merging import merge, unmerged
 from .models import load_model
 from .profiling import CostTable, profile
+from .recipes import Recipe, load, save
 from .running import Run, run
 from .searching import Found, Search, search
 from .shrinking import fade, shrink
@@ -25,6 +27,7 @@ __all__ = [
     "Finetune",
     "Found",
     "Mask",
+    "Plan",
     "Recipe",
     "Run",
     "Search",
@@ -32,10 +35,11 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "evaluate",
+    "export",
     "fade",
     "find_sites",
     "finetune",
-    "fold_batchnorm",
+    "fold",
     "load",
     "load_data",
     "load_model",

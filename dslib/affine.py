@@ -8,12 +8,13 @@ device, where only shapes exist.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import gcd
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import NotMergeable
 
@@ -62,33 +63,6 @@ def identity(channels: int, dtype: torch.dtype = torch.float64, device: str = "c
     return Affine(torch.ones(channels, 1, 1, 1, dtype=dtype, device=device), groups=channels)
 
 
-def from_conv(conv: nn.Conv2d, padding: Sides, dtype: torch.dtype = torch.float64) -> Affine:
-    """A convolution as a map, its padding given as four sides (see `tracing.padding_of`)."""
-    bias = None if conv.bias is None else _value(conv.bias, dtype)
-    stride, dilation = (conv.stride[0], conv.stride[1]), (conv.dilation[0], conv.dilation[1])
-    return Affine(_value(conv.weight, dtype), bias, stride, dilation, padding, conv.groups)
-
-
-def from_batchnorm(bn: nn.BatchNorm2d, dtype: torch.dtype = torch.float64) -> Affine:
-    """A BatchNorm in eval as a per-channel scale and shift.
-
-    scale = gamma / sqrt(running_var + eps), shift = beta - running_mean * scale.
-
-    Raises:
-        NotMergeable: if it keeps no running statistics; train it with `track_running_stats=True`.
-    """
-    if bn.running_mean is None or bn.running_var is None:
-        raise NotMergeable("a BatchNorm without running statistics is not affine: track them in training")
-    mean, var = _value(bn.running_mean, dtype), _value(bn.running_var, dtype)
-    scale = (var + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * _value(bn.weight, dtype)
-    shift = -mean * scale
-    if bn.bias is not None:
-        shift = shift + _value(bn.bias, dtype)
-    return Affine(scale.reshape(-1, 1, 1, 1), shift, groups=scale.numel())
-
-
 def compose(first: Affine, second: Affine) -> Affine:
     """The map that applies `first`, then `second`.
 
@@ -124,22 +98,64 @@ def add(a: Affine, b: Affine) -> Affine:
     Raises:
         NotMergeable: if the two differ in channels or stride, or give maps of different size.
     """
-    if a.weight.shape[0] != b.weight.shape[0] or _c_in(a) != _c_in(b) or a.stride != b.stride:
-        raise NotMergeable(
-            f"cannot add two branches of different shape: {_c_in(a)} -> {a.weight.shape[0]} channels with "
-            f"stride {a.stride}, and {_c_in(b)} -> {b.weight.shape[0]} with stride {b.stride}"
-        )
-    if _slack(a) != _slack(b):
-        raise NotMergeable(
-            f"cannot add two branches whose outputs differ in size: kernel {a.kernel} padding {a.padding}, "
-            f"and kernel {b.kernel} padding {b.padding}"
-        )
-    groups = gcd(a.groups, b.groups)
-    a, b = _undilated(regroup(a, groups)), _undilated(regroup(b, groups))
-    left, top = max(a.padding[0], b.padding[0]), max(a.padding[2], b.padding[2])
-    a, b = _grown(a, left, top, like=b), _grown(b, left, top, like=a)
+    if len(a.weight) != len(b.weight):
+        raise NotMergeable(f"cannot add maps of {len(a.weight)} and of {len(b.weight)} channels")
+    _check_same_input(a, b)
+    a, b = _aligned((a, b), gcd(a.groups, b.groups))
     bias = b.bias if a.bias is None else a.bias if b.bias is None else a.bias + b.bias
     return replace(a, weight=a.weight + b.weight, bias=bias)
+
+
+def concat(maps: Sequence[Affine]) -> Affine:
+    """The map whose output channels are those of all `maps`, one after another.
+
+    Raises:
+        NotMergeable: if they differ in stride, or give maps of different size.
+    """
+    for other in maps[1:]:
+        _check_same_input(maps[0], other)
+    maps = _aligned(maps, 1)
+    biases = [m.weight.new_zeros(len(m.weight)) if m.bias is None else m.bias for m in maps]
+    bias = None if all(m.bias is None for m in maps) else torch.cat(biases)
+    return replace(maps[0], weight=torch.cat([m.weight for m in maps]), bias=bias)
+
+
+def stack_inputs(a: Affine, b: Affine) -> Affine:
+    """The map (x, y) -> a(x) + b(y) of the input channels of both, those of `a` first; without a bias."""
+    a, b = _aligned((a, b), 1)
+    return replace(a, weight=torch.cat([a.weight, b.weight], 1), bias=None)
+
+
+def select(affine: Affine, channels: Sequence[int]) -> Affine:
+    """The map that gives only these output channels, in this order."""
+    index = torch.tensor(channels, device=affine.weight.device)
+    bias = None if affine.bias is None else affine.bias[index]
+    return replace(regroup(affine, 1), weight=regroup(affine, 1).weight[index], bias=bias)
+
+
+def scale(affine: Affine, factor: Tensor) -> Affine:
+    """The map times `factor`, (C_out,)."""
+    bias = None if affine.bias is None else affine.bias * factor
+    return replace(affine, weight=affine.weight * factor.reshape(-1, 1, 1, 1), bias=bias)
+
+
+def shift(affine: Affine, constant: Tensor) -> Affine:
+    """The map plus `constant`, (C_out,), at every position."""
+    return replace(affine, bias=constant if affine.bias is None else affine.bias + constant)
+
+
+def shift_by_ones(affine: Affine, constant: Tensor) -> Affine:
+    """As `shift`, of a map that reads an image of ones: the constant becomes a tap on the pixel at its own place.
+
+    Zero padding that follows then treats it rightly, where it would cut a bias off at the border.
+
+    Raises:
+        NotMergeable: if the output is larger than the input, so that some pixel has no place of its own.
+    """
+    below, right = _slack(affine)
+    if max(below, right) > 0:
+        raise NotMergeable("gives a map larger than its input: its border cannot be kept exactly, hoist it")
+    return add(affine, Affine(constant.reshape(-1, 1, 1, 1), None, affine.stride, padding=(0, right, 0, below)))
 
 
 def pad_output(affine: Affine, sides: Sides) -> Affine:
@@ -157,7 +173,7 @@ def pad_output(affine: Affine, sides: Sides) -> Affine:
         raise NotMergeable(
             f"padding {sides} follows a map with kernel {affine.kernel} and "
             f"{'no bias' if affine.bias is None else 'a bias'}: the border is not one convolution; "
-            "hoist the padding to the block's input (dslib.shrink does)"
+            "hoist the padding to the block's input (dslib.shrink does, unless told not to)"
         )
     return pad_input(affine, sides)
 
@@ -180,12 +196,6 @@ def regroup(affine: Affine, groups: int) -> Affine:
     diagonal = torch.eye(ratio, dtype=affine.weight.dtype, device=affine.weight.device)
     weight = (blocks * diagonal.reshape(1, ratio, 1, ratio, 1, 1, 1)).reshape(c_out, ratio * c_in, *kernel)
     return replace(affine, weight=weight, groups=groups)
-
-
-def _value(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # float64 does not exist on every device (MPS), so the algebra runs on the CPU, or on `meta`
-    device = "meta" if tensor.is_meta else "cpu"
-    return tensor.detach().to(device=device, dtype=dtype)
 
 
 def _c_in(affine: Affine) -> int:
@@ -252,12 +262,32 @@ def _composed_bias(first: Affine, second: Affine) -> Tensor | None:
     return carried if second.bias is None else carried + second.bias
 
 
-def _grown(affine: Affine, left: int, top: int, like: Affine) -> Affine:
-    """The same map with its kernel framed by zeros, so that it starts at (top, left) and spans `like`."""
+def _check_same_input(a: Affine, b: Affine) -> None:
+    if _c_in(a) != _c_in(b):
+        raise NotMergeable(f"cannot join branches that read {_c_in(a)} and {_c_in(b)} channels")
+
+
+def _aligned(maps: Sequence[Affine], groups: int) -> list[Affine]:
+    """The maps with kernels of one size at one place, framed by zeros, in `groups` and without dilation."""
+    first = maps[0]
+    for other in maps[1:]:
+        if first.stride != other.stride:
+            raise NotMergeable(f"cannot join two branches of stride {first.stride} and {other.stride}")
+        if _slack(first) != _slack(other):
+            raise NotMergeable(
+                f"cannot join two branches whose outputs differ in size: kernel {first.kernel} padding "
+                f"{first.padding}, and kernel {other.kernel} padding {other.padding}"
+            )
+    plain = [_undilated(regroup(m, groups)) for m in maps]
+    left, top = max(m.padding[0] for m in plain), max(m.padding[2] for m in plain)
+    end_h, end_v = (max(m.kernel[axis] - m.padding[2 - 2 * axis] for m in plain) for axis in (1, 0))
+    return [_grown(m, left, top, end_v, end_h) for m in plain]
+
+
+def _grown(affine: Affine, left: int, top: int, end_v: int, end_h: int) -> Affine:
+    """The same map, its kernel framed by zeros: from `top` pixels above its own place to `end_v` below, ..."""
     k_v, k_h = affine.kernel
     before_h, before_v = left - affine.padding[0], top - affine.padding[2]
-    end_v = max(k_v - affine.padding[2], like.kernel[0] - like.padding[2])
-    end_h = max(k_h - affine.padding[0], like.kernel[1] - like.padding[0])
     after_v, after_h = end_v + top - before_v - k_v, end_h + left - before_h - k_h
     weight = F.pad(affine.weight, (before_h, after_h, before_v, after_v))
     padding = (left, affine.padding[1] + after_h, top, affine.padding[3] + after_v)

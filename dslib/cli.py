@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .cli_bench import bench
 from .cli_options import data_options, image_size_option, network_options, parse_options, settings
 from .errors import BadConfig, BadModel, DslibError
 from .finetuning import Finetune
@@ -50,6 +51,9 @@ def app() -> None:
     """Shrink a CNN: search which activations to keep, finetune without the rest, merge each linear block exactly."""
 
 
+app.add_command(bench)
+
+
 @app.command("sites")
 @network_options()
 @image_size_option
@@ -74,7 +78,7 @@ def profile_command(
 ) -> None:  # fmt: skip
     """Measure each site kept, linear and merged on this device."""
     import dslib
-    from dslib.exporting import activation
+    from dslib.recipes import activation
     from dslib.running import pick_device
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
@@ -112,24 +116,26 @@ def search_command(
 @network_options()
 @click.option("--search", "search_file", type=Path, help="Result of `dslib search`; needs --k.")
 @click.option("--k", type=int, help="Sites to keep.")
-@click.option("--mask", "mask_file", type=Path, help="A mask's JSON, in place of --search and --k.")
+@click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --search and --k.")
 @click.option("--data", required=True, help="The dataset, for the classes.")
 @click.option("--image-size", type=int, help="Side in pixels.")
 @click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
+@click.option("--hoist/--no-hoist", default=True, show_default=True, help="Move padding to each block's input.")
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def shrink_command(
     model: str, weights: str, options: tuple[str, ...], search_file: Path | None, k: int | None,
-    mask_file: Path | None, data: str, image_size: int | None, boundary: str | None, out: Path,
+    mask_file: Path | None, data: str, image_size: int | None, boundary: str | None, hoist: bool, out: Path,
 ) -> None:  # fmt: skip
     """Take the activations of the removed sites out; weights stay."""
     import dslib
-    from dslib.exporting import activation
+    from dslib.recipes import activation
 
     network, loaded = _trained(model, weights, options, data, image_size, False, "cpu")
-    mask = _mask(search_file, k, mask_file)
-    small = dslib.shrink(network, mask, activation(boundary), loaded.image_size)
-    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(mask), boundary)
-    click.echo(f"{mask!r}\nwritten: {dslib.save(out, small, recipe)}")
+    plan = _plan(search_file, k, mask_file)
+    small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
+    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(plan.mask), boundary,
+                          runs=tuple(map(tuple, plan.runs)), hoist=hoist)  # fmt: skip
+    click.echo(f"{plan.mask!r}\nwritten: {dslib.save(out, small, recipe)}")
 
 
 @app.command("finetune")
@@ -166,14 +172,27 @@ def finetune_command(
 
 @app.command("merge")
 @click.argument("recipe", type=Path)
+@click.option("--border-size", type=int, help="Shrunk with --no-hoist: a bias per position, for this image size only.")
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
-def merge_command(recipe: Path, out: Path) -> None:
+def merge_command(recipe: Path, border_size: int | None, out: Path) -> None:
     """Stage 3: merge every removed site of a shrunk network (RECIPE) into one convolution."""
     import dslib
 
     small, found = dslib.load(recipe)
-    merged, written = found.merge_into(small)
+    merged, written = found.merge_into(small, border_size=border_size)
     click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
+
+
+@app.command("export")
+@click.argument("recipe", type=Path)
+@click.option("--image-size", type=int, help="Side in pixels; default the recipe's.")
+@click.option("--out", type=Path, required=True, help="File to write: .onnx (opset 18, one file) or .pt2.")
+def export_command(recipe: Path, image_size: int | None, out: Path) -> None:
+    """Write a network (RECIPE) for other programs to run; the file is loaded again and compared first."""
+    import dslib
+
+    network, found = dslib.load(recipe)
+    click.echo(f"written: {dslib.export(network, out, image_size or found.image_size)}")
 
 
 @app.command("run")
@@ -239,14 +258,14 @@ def _trained(
     return network.to(pick_device(device)), loaded
 
 
-def _mask(search_file: Path | None, k: int | None, mask_file: Path | None) -> Any:
+def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> Any:
     import dslib
 
-    if mask_file is not None and search_file is None:
-        return dslib.Mask.load(mask_file)
+    if mask_file is not None and search_file is None and k is None:
+        return dslib.Plan.load(mask_file)
     if search_file is None or k is None or mask_file is not None:
-        raise BadConfig("expected either --mask, or --search with --k")
-    return dslib.Found.load(search_file).mask(k)
+        raise BadConfig("expected either --mask (--plan), or --search with --k")
+    return dslib.Plan(dslib.Found.load(search_file).mask(k))
 
 
 def _partial(out: Path) -> Path:

@@ -8,6 +8,7 @@ not see the padding: its statistics would depend on the image size.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -15,7 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .affine import NO_PADDING, Pair, Sides
-from .tracing import module_of, padding_of, plain_batchnorm
+from .errors import NotMergeable
+from .graphs import bypass, describe, maps_of, module_of, tail
+from .layers import depends_on_size, pad_sides, padding_of, unpadded
+from .tracing import plain_batchnorm
 
 
 class InteriorBatchNorm2d(nn.BatchNorm2d):
@@ -60,8 +64,8 @@ class InteriorBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         self.num_batches_tracked.add_(1)
         rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, rate)
-        self.running_var.lerp_(var * (count / max(count - 1, 1)), rate)
+        self.running_mean.lerp_(mean.to(self.running_mean), rate)
+        self.running_var.lerp_(var.to(self.running_var) * (count / max(count - 1, 1)), rate)
 
 
 class PaddingBatchNorm2d(InteriorBatchNorm2d):
@@ -105,50 +109,113 @@ class ChannelPad2d(nn.Module):
         return F.pad(x - constant, self.ring) + constant
 
 
-def hoist(traced: fx.GraphModule, sizes: dict[str, Pair] | None = None) -> None:
+def hoist(traced: fx.GraphModule, ring: Sides = NO_PADDING, first: bool = True) -> Sides:
     """Rewrite a traced block, in place, so that it pads its input and nothing else.
 
     Every layer is replaced by one that shares its weights under the same name, so `state_dict` keys stay.
 
     Args:
-        traced: a block from `tracing.trace`, its inner activations already out.
-        sizes: node name -> (H, W) of its input, from `tracing.input_sizes`; needed for dynamic padding.
+        traced: a block from `tracing.trace`, its inner activations out and its padding resolved.
+        ring: how far its output must go on beyond its border, (left, right, top, bottom), for a block after it
+            that does not pad by itself.
+        first: whether it pads its input by itself; else it expects an input that goes on beyond its border.
+    Returns:
+        How far that input must go on beyond its border; nothing if it pads by itself.
     """
-    demands = _demands(traced, sizes or {})
+    demands = _demands(traced, ring, first)
+    ends = tail(traced)
+    pads = [n for n in traced.graph.nodes if n not in ends and _padding_node(traced, n) is not None]
+    wanted = NO_PADDING
     for node in list(traced.graph.nodes):
-        rings = {user: ring for (source, user), ring in demands.items() if source is node}
-        if node.op == "placeholder":
-            _give(traced, node, rings, have=NO_PADDING)
-        elif rings:
-            _give(traced, node, rings, have=_largest(rings.values()))
+        rings = _rings(demands, node)
+        if node.op == "placeholder" and rings:
+            wanted = NO_PADDING if first else _largest(rings.values())
+            _give(traced, node, rings, have=wanted)
+        elif rings and not _is_tuple(node):
+            split = next((source for source in node.all_input_nodes if _is_tuple(source)), None)
+            _give(traced, node, rings, have=_largest(_rings(demands, split or node).values()))
+    for node in pads:
+        bypass(traced, node)
     traced.graph.lint()
+    traced.recompile()
+    return wanted
+
+
+def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
+    """Write padding that depends on the input's size (`Conv2dSame`, `ceil_mode`) as padding of fixed sides, in place.
+
+    Args:
+        traced: a block from `tracing.trace`.
+        sizes: node name -> (H, W) of its input, from `tracing.input_sizes`.
+    """
+    for node in list(traced.graph.nodes):
+        layer = module_of(traced, node)
+        if isinstance(layer, (nn.Conv2d, nn.AvgPool2d)) and depends_on_size(layer):
+            sides = padding_of(layer, sizes.get(node.name))
+            traced.set_submodule(str(node.target), unpadded(layer))
+            with traced.graph.inserting_before(node):
+                node.args = (traced.graph.call_function(F.pad, (node.args[0], sides)),)
     traced.recompile()
 
 
-def _demands(traced: fx.GraphModule, sizes: dict[str, Pair]) -> dict[tuple[fx.Node, fx.Node], Sides]:
+def _demands(traced: fx.GraphModule, ring: Sides, first: bool) -> dict[tuple[fx.Node, fx.Node], Sides]:
     """(source, user) -> how far the user needs the source's map to go on beyond its border."""
     demands: dict[tuple[fx.Node, fx.Node], Sides] = {}
+    maps, ends = maps_of(traced), tail(traced)
     for node in reversed(traced.graph.nodes):
-        ring = _largest(demands.get((node, user), NO_PADDING) for user in node.users)
-        module = module_of(traced, node)
-        if isinstance(module, nn.Conv2d):
-            ring = _through(module, ring, padding_of(module, sizes.get(node.name)))
-            traced.set_submodule(str(node.target), _unpadded(module))
-        elif isinstance(module, nn.BatchNorm2d) and ring != NO_PADDING:
-            ring = _hoist_batchnorm(traced, node, module, ring)
+        if node.op != "output":
+            ring = _largest(demands.get((node, user), NO_PADDING) for user in node.users)
+        try:
+            ring = ring if node in ends else _needed(traced, node, ring, first)
+        except NotMergeable as error:
+            raise NotMergeable(f"{describe(traced, node)}: {error}") from error
         for source in node.all_input_nodes:
-            if node.op != "output" and source.op != "get_attr":
+            if source in maps:
                 demands[source, node] = ring
     return demands
 
 
-def _hoist_batchnorm(traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, ring: Sides) -> Sides:
+def _needed(traced: fx.GraphModule, node: fx.Node, ring: Sides, first: bool) -> Sides:
+    """How far a node needs its input to go on, given that for its output; its layer loses its own padding."""
+    module = module_of(traced, node)
+    sides = _padding_node(traced, node)
+    if isinstance(module, (nn.Conv2d, nn.AvgPool2d)):
+        ring = _through(module, ring, padding_of(module))
+        traced.set_submodule(str(node.target), unpadded(module))
+    elif sides is not None:
+        ring = _sum(ring, sides)
+    elif isinstance(module, nn.BatchNorm2d) and ring != NO_PADDING:
+        ring = _hoist_batchnorm(traced, node, module, ring, first)
+    return ring
+
+
+def _rings(demands: dict[tuple[fx.Node, fx.Node], Sides], node: fx.Node) -> dict[fx.Node, Sides]:
+    return {user: ring for (source, user), ring in demands.items() if source is node}
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """Whether a node gives several maps (a chunk): what reads it picks one."""
+    return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
+
+
+def _padding_node(traced: fx.GraphModule, node: fx.Node) -> Sides | None:
+    """The sides that an explicit zero padding in the block's own code adds; None for any other node."""
+    module = module_of(traced, node)
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return (left, right, top, bottom)
+    if node.op == "call_function" and node.target is F.pad:
+        return pad_sides(node.args[1:], node.kwargs)
+    return None
+
+
+def _hoist_batchnorm(traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, ring: Sides, first: bool) -> Sides:
     """Put in the BatchNorm that fits, and return what it needs of its input."""
     source = node.all_input_nodes[0]
     conv = module_of(traced, source)
     pointwise = isinstance(conv, nn.Conv2d) and (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
-    at_start = pointwise and source.all_input_nodes[0].op == "placeholder" and len(source.users) == 1
-    if not at_start or padding_of(conv, None) != NO_PADDING:  # type: ignore[arg-type]
+    at_start = first and pointwise and source.all_input_nodes[0].op == "placeholder" and len(source.users) == 1
+    if not at_start or padding_of(conv) != NO_PADDING:  # type: ignore[arg-type]
         _replace_batchnorm(traced, node, bn, InteriorBatchNorm2d, ring)
         return ring
     _replace_batchnorm(traced, node, bn, PaddingBatchNorm2d, ring)
@@ -166,21 +233,16 @@ def _replace_batchnorm(
     traced.set_submodule(str(node.target), new)
 
 
-def _through(conv: nn.Conv2d, ring: Sides, padding: Sides) -> Sides:
-    v, h = conv.stride
-    left, right, top, bottom = (r * s + p for r, s, p in zip(ring, (h, h, v, v), padding, strict=True))
+def _through(layer: nn.Conv2d | nn.AvgPool2d, ring: Sides, padding: Sides) -> Sides:
+    """What a layer needs of its input so that its output goes on by `ring`."""
+    v, h = layer.stride if isinstance(layer.stride, tuple) else (layer.stride, layer.stride)
+    left, right, top, bottom = ring
+    return _sum((left * h, right * h, top * v, bottom * v), padding)
+
+
+def _sum(a: Sides, b: Sides) -> Sides:
+    left, right, top, bottom = (x + y for x, y in zip(a, b, strict=True))
     return (left, right, top, bottom)
-
-
-def _unpadded(conv: nn.Conv2d) -> nn.Conv2d:
-    """The same convolution without padding, sharing its weights."""
-    sizes = (conv.kernel_size, conv.stride, (0, 0), conv.dilation)
-    kernel, stride, none, dilation = ((v, h) for v, h in sizes)
-    new = nn.Conv2d(
-        conv.in_channels, conv.out_channels, kernel, stride, none, dilation, conv.groups, bias=False, device="meta"
-    )
-    new.weight, new.bias = conv.weight, conv.bias
-    return new.train(conv.training)
 
 
 def _give(traced: fx.GraphModule, node: fx.Node, rings: dict[fx.Node, Sides], have: Sides) -> None:

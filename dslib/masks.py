@@ -1,8 +1,9 @@
-"""Masks: which sites of a network are kept. No torch."""
+"""Masks, which sites of a network are kept, and plans, which also say what is merged together. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import records
@@ -66,7 +67,66 @@ class Mask(Mapping[str, bool]):
         Raises:
             BadRecord: if the file holds no mask.
         """
-        found = records.read_json(path).get("mask")
-        if not isinstance(found, dict):
+        plan = Plan.load(path)
+        require(
+            not plan.runs, f"{path} is a plan that merges several sites into one: dslib.Plan.load reads it", BadRecord
+        )
+        return plan.mask
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be done to a network's sites. A mask is the simplest plan.
+
+    >>> Plan(Mask({"a": False, "b": False, "c": True}), runs=(("a", "b"),)).groups
+    (('a', 'b'),)
+
+    Args:
+        mask: which sites are kept.
+        runs: removed sites that follow each other and become one convolution together, in order; the
+            activations between them go too.
+    """
+
+    mask: Mask
+    runs: Sequence[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.mask, Mask), f"expected a dslib.Mask, found {type(self.mask).__name__}", MaskMismatch)
+        wrong = next((run for run in self.runs if isinstance(run, str) or len(run) < 2), None)
+        require(wrong is None, f"a run is two or more sites that follow each other, found {wrong!r}", MaskMismatch)
+        object.__setattr__(self, "runs", tuple(tuple(run) for run in self.runs))  # lists are welcome
+        names = [name for run in self.runs for name in run]
+        kept = [name for name in names if self.mask.get(name, True)]
+        require(not kept, f"a run merges removed sites only, these are kept or unknown: {', '.join(kept[:5])}",
+                MaskMismatch)  # fmt: skip
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, f"a site can be in one run only, found twice: {', '.join(twice)}", MaskMismatch)
+
+    @property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Removed sites, those merged together in one tuple, in the order of the network."""
+        run_of = {run[0]: tuple(run) for run in self.runs}
+        later = {name for run in self.runs for name in run[1:]}
+        return tuple(run_of.get(name, (name,)) for name in self.mask.removed if name not in later)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the plan as JSON."""
+        return records.write_json(path, {"mask": dict(self.mask), "runs": self.runs})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """The plan (or the mask) in a JSON file that `save` wrote.
+
+        Raises:
+            BadRecord: if the file holds neither.
+        """
+        found = records.read_json(path)
+        mask, runs = found.get("mask"), found.get("runs", [])
+        if not isinstance(mask, dict):
             raise BadRecord(f"{path} holds no mask: expected an object under the key 'mask'")
-        return cls(found)
+        names = [name for run in runs for name in run] if isinstance(runs, list) and all(
+            isinstance(run, list) for run in runs
+        ) else [None]  # fmt: skip
+        if not all(isinstance(name, str) for name in names):
+            raise BadRecord(f"{path}: expected lists of site names under the key 'runs', found {runs!r}")
+        return cls(Mask(mask), tuple(tuple(run) for run in runs))

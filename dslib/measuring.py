@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import DslibError, require
+from .errors import require
 from .records import machine
 
 if TYPE_CHECKING:
@@ -117,38 +117,6 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy, in eval, with each BatchNorm that directly follows a convolution folded into it.
-
-    What follows what is seen in one forward pass, so any model's code will do; the result is checked.
-
-    Args:
-        model: the network.
-        images: (N, C, H, W), any values; on the network's device.
-    Raises:
-        DslibError: if the folded copy does not agree with the network.
-    """
-    from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-    folded = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        expected = folded(images)
-        for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):
-            fused = fuse_conv_bn_eval(conv, bn)
-            remains = getattr(bn, "folded", None)  # a hoisted BatchNorm also pads
-            folded.set_submodule(conv_name, fused)
-            folded.set_submodule(bn_name, remains(fused) if remains else nn.Sequential(*bn.children()))
-        found = folded(images)
-    error = (found - expected).abs().max().item()
-    limit = 1e-3 * expected.abs().max().item() + 1e-6
-    require(
-        error <= limit,
-        f"folding BatchNorm changed the output by {error:.2g}: please report the model",
-        DslibError,
-    )
-    return folded
-
-
 def accelerator() -> torch.device:
     """The device to use unless told otherwise: CUDA, MPS, or the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -202,28 +170,3 @@ def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
     if images.device.type == "mps":
         torch.mps.synchronize()
     return 1e3 * (time.perf_counter() - start) / repeats
-
-
-def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]]:
-    """Convolutions called once whose output a BatchNorm called once reads."""
-    calls: dict[str, int] = {}
-    made: dict[int, tuple[str, nn.Conv2d, Tensor]] = {}
-    pairs: list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]] = []
-
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls[name] = calls.get(name, 0) + 1
-            if isinstance(module, nn.Conv2d):
-                made[id(output)] = (name, module, output)  # holding the output keeps its id from being reused
-            elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats and id(inputs[0]) in made:
-                conv_name, conv, _ = made[id(inputs[0])]
-                pairs.append(((conv_name, conv), (name, module)))
-
-        return hook
-
-    watched = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
-    hooks = [module.register_forward_hook(note(name)) for name, module in watched]
-    model(images)
-    for hook in hooks:
-        hook.remove()
-    return [pair for pair in pairs if calls[pair[0][0]] == calls[pair[1][0]] == 1]

@@ -1,48 +1,39 @@
-"""Merging: write every shrunk block as the one dense convolution that equals it."""
+"""Merging: write every shrunk block, or run of blocks, as the one dense convolution that equals it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, fx, nn
 
-from .affine import Affine
+from . import affine
+from .affine import Affine, Pair
+from .blocks import Shape, in_channels, input_shapes
 from .errors import MaskMismatch, NotMergeable, require
-from .interpreting import interpret
-from .tracing import module_of, tail
+from .graphs import after, bypass, first_conv, tail
+from .interpreting import interpret_run, linear_part, macs_per_output, ones_response, start_of
+from .masks import Plan
+from .merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
 
-SITE_KEY = "dslib_site"
-
-
-class MergedBlock(nn.Module):
-    """One dense convolution, then the activations that ended the block: (N, C_in, H, W) -> (N, C_out, H', W').
-
-    Args:
-        conv: the merged convolution, the residual folded in.
-        act: what follows it, or None.
-        pad: zero padding that a Conv2d cannot express (asymmetric), or None.
-    """
-
-    def __init__(self, conv: nn.Conv2d, act: nn.Module | None = None, pad: nn.Module | None = None) -> None:
-        super().__init__()
-        self.pad, self.conv, self.act = pad or nn.Identity(), conv, act or nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
-        return self.act(self.conv(self.pad(x)))
+SITE_KEY, CHANNELS_KEY, LEFT_KEY = "dslib_site", "dslib_channels", "dslib_left"  # in a shrunk block's .meta
+MARKS = "dslib_marks"
+Only = Collection[str] | Callable[["MergeCost"], bool] | Plan | None
 
 
 @dataclass(frozen=True)
 class MergeCost:
-    """What merging one removed site changes, for a predicate given to `merge`.
+    """What merging one removed site, or run of sites, changes; for a predicate given to `merge`.
 
     Args:
-        site: its name.
+        site: its name; of a run the names joined by '+'.
         weights_linear, weights_merged: convolution weights before and after.
-        macs_linear, macs_merged: multiply-accumulates per output pixel of the block, borders ignored.
+        macs_linear, macs_merged: multiply-accumulates per output pixel, borders ignored.
+        kernel: of the merged convolution, (vertical, horizontal).
+        left: why `merge` left it as it is; '' before.
     """
 
     site: str
@@ -50,88 +41,151 @@ class MergeCost:
     weights_merged: int
     macs_linear: float
     macs_merged: float
+    kernel: Pair
+    left: str = ""
 
 
-def merge(model: nn.Module, only: Collection[str] | Callable[[MergeCost], bool] | None = None) -> nn.Module:
-    """A copy of a shrunk network with each removed site merged into one `Conv2d`.
+def merge(model: nn.Module, only: Only = None, image_size: int | None = None) -> nn.Module:
+    """A copy of a shrunk network with each removed site, or run of sites, merged into one `Conv2d`.
 
     The merged convolution takes over device, dtype, memory format, train flag and `requires_grad`; its state
-    keys are `<site>.conv.weight` and `<site>.conv.bias`. Exact: the outputs agree to rounding, borders included.
+    keys are `<site>.conv.weight` and `<site>.conv.bias`. Exact: the outputs equal those of the shrunk network in
+    eval to rounding, borders included. Where the padding was not hoisted the border needs more than a
+    convolution: with `image_size` a bias for each position, right for images of that size only; without, a
+    channel of ones appended to the input, right for all sizes, and slower.
 
     Args:
         model: a network from `shrink` (or `finetune`); left as it is.
-        only: names of the sites to merge, or a predicate on their `MergeCost`; default all. Those left stay
-            linear, and `unmerged` lists them.
+        only: names of the sites to merge, a plan that names them, or a predicate on their `MergeCost`; default
+            all. Those left stay linear, and `unmerged` lists them and why.
+        image_size: side of the input in pixels, for a network shrunk with `hoist=False`; else of no account.
     Raises:
-        NotMergeable: if a removed site is not affine.
+        NotMergeable: if a removed site is not affine, or its weights are not numbers.
         MaskMismatch: if `only` names a site that is not removed.
     Source: Fu et al., ICML 2022, stage 3.
     """
+    shrunk_blocks(model)  # puts back what pickling took
     merged = copy.deepcopy(model)
-    blocks = shrunk_blocks(merged)
-    if only is not None and not callable(only):
-        unknown = set(only) - set(blocks)
-        require(not unknown, f"only: not removed sites of this network: {sorted(unknown)}; its removed sites: "
-                f"{', '.join(blocks) or 'none'}", MaskMismatch)  # fmt: skip
-    for name, block in reversed(blocks.items()):
-        if only is None or (only(merge_cost(name, block)) if callable(only) else name in only):
-            merged.set_submodule(name, merge_block(block, name))
+    groups = removed_groups(merged)
+    chosen = _chosen(groups, only)
+    inputs = input_shapes(merged, [names[0] for names in chosen], image_size) if image_size is not None else {}
+    for names in reversed(chosen):
+        merged.set_submodule(names[0], merge_blocks(groups[names], "+".join(names), inputs.get(names[0])))
+        for name in names[1:]:
+            merged.set_submodule(name, nn.Identity())
     return merged.to(memory_format=torch.channels_last) if _is_channels_last(model) else merged
 
 
 def unmerged(model: nn.Module) -> dict[str, MergeCost]:
-    """Removed sites that still are several convolutions: name -> what merging each would change."""
-    return {name: merge_cost(name, block) for name, block in shrunk_blocks(model).items()}
+    """Removed sites that still are several convolutions: name -> what merging each would change, why it was left."""
+    costs = (merge_cost(names, blocks) for names, blocks in removed_groups(model).items())
+    return {cost.site: cost for cost in costs}
 
 
 def shrunk_blocks(model: nn.Module) -> dict[str, fx.GraphModule]:
     """Site name -> linear block, for every removed and not yet merged site, in order."""
-    found = ((name, module) for name, module in model.named_modules() if isinstance(module, fx.GraphModule))
-    return {name: module for name, module in found if SITE_KEY in module.meta}
+    found = {name: module for name, module in model.named_modules() if isinstance(module, fx.GraphModule)}
+    for block in found.values():
+        block.meta |= block.__dict__.get(MARKS, {})
+    return {name: block for name, block in found.items() if SITE_KEY in block.meta}
 
 
-def merge_block(block: fx.GraphModule, name: str = "block") -> MergedBlock:
-    """The one convolution (and the activations after it) that equals a linear block.
+def mark(block: fx.GraphModule, marks: dict[str, object]) -> None:
+    """Let a shrunk block say what it is. A graph module keeps `.meta` when it is copied, attributes when pickled."""
+    block.meta |= marks
+    setattr(block, MARKS, marks)
 
+
+def removed_groups(model: nn.Module) -> dict[tuple[str, ...], list[fx.GraphModule]]:
+    """Site names -> linear blocks, those that become one convolution together, in order."""
+    blocks = shrunk_blocks(model)
+    return {names: [blocks[n] for n in names] for names in dict.fromkeys(b.meta[SITE_KEY] for b in blocks.values())}
+
+
+def merge_blocks(
+    blocks: Sequence[fx.GraphModule], name: str = "block", input_shape: Shape | None = None
+) -> MergedBlock:
+    """The one convolution (and the activations after it) that equals linear blocks in a row.
+
+    Args:
+        blocks: from `linear_blocks`.
+        name: what to call them in errors.
+        input_shape: (C, H, W), for a border bias in place of a channel of ones, where one is needed.
     Raises:
-        NotMergeable: if the block is not affine, naming the site and the operation.
+        NotMergeable: if the blocks are not affine, naming the site and the operation.
     """
-    first = _first_conv(block)
+    _check_values(blocks, name)
     try:
-        whole = interpret(block, first.in_channels)
+        whole, before, border = _with_border(blocks, _channels(blocks), input_shape)
+        ends = tail(blocks[-1])
+        act = after(blocks[-1], ends[0].all_input_nodes[0]) if ends else None
+        merged = merged_block(whole, first_conv(blocks[0]), act, before, border)
     except NotMergeable as error:
         raise NotMergeable(f"{name}: {error}") from error
-    conv, pad = _as_conv(whole, like=first.weight)
-    conv.requires_grad_(first.weight.requires_grad)
-    return MergedBlock(conv, _tail_module(block), pad).train(block.training)
+    return merged.train(blocks[0].training)
 
 
-def merge_cost(name: str, block: fx.GraphModule) -> MergeCost:
-    """The cost of a linear block before and after merging, without doing the merge's arithmetic."""
-    ghost = copy.deepcopy(block).to("meta")
-    whole = interpret(ghost, _first_conv(ghost).in_channels)
-    convs = [m for m in ghost.modules() if isinstance(m, nn.Conv2d)]
-    linear, stride_left = 0.0, float(whole.stride[0] * whole.stride[1])
-    for conv in convs:
-        stride_left /= conv.stride[0] * conv.stride[1]
-        linear += conv.weight.numel() * max(stride_left, 1.0)
-    merged = whole.weight.numel()
-    return MergeCost(name, sum(c.weight.numel() for c in convs), merged, linear, float(merged))
+def merge_cost(names: Sequence[str], blocks: Sequence[fx.GraphModule]) -> MergeCost:
+    """The cost of linear blocks in a row before and after merging, without doing the merge's arithmetic."""
+    ghosts = [copy.deepcopy(block).to("meta") for block in blocks]
+    whole = linear_part(ghosts, _channels(ghosts))
+    weights = sum(m.weight.numel() for ghost in ghosts for m in ghost.modules() if isinstance(m, nn.Conv2d))
+    linear, merged = macs_per_output(ghosts, _channels(ghosts)), whole.weight.numel()
+    left = blocks[0].meta.get(LEFT_KEY, "")
+    return MergeCost("+".join(names), weights, merged, linear, float(merged), whole.kernel, left)
 
 
-def _as_conv(whole: Affine, like: Tensor) -> tuple[nn.Conv2d, nn.Module | None]:
-    """A `Conv2d` in the place and dtype of `like`, and the padding it cannot express."""
-    left, right, top, bottom = whole.padding
-    even = left == right and top == bottom and min(whole.padding) >= 0
-    c_out, c_in = whole.weight.shape[:2]
-    conv = nn.Conv2d(
-        c_in * whole.groups, c_out, whole.kernel, whole.stride, (top, left) if even else 0, whole.dilation,
-        whole.groups, device=like.device, dtype=like.dtype,
-    )  # fmt: skip
+def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> list[tuple[str, ...]]:
+    """The groups to merge; the others are marked with why they are left."""
+    if only is None:
+        return list(groups)
+    if callable(only):
+        chosen, left = [g for g, blocks in groups.items() if only(merge_cost(g, blocks))], "declined by the rule"
+    else:
+        wanted = only.mask.removed if isinstance(only, Plan) else only
+        require(isinstance(wanted, Collection) and not isinstance(wanted, str),
+                f"only: expected names of sites, a plan or a rule, found {wanted!r}", MaskMismatch)  # fmt: skip
+        known = {name: group for group in groups for name in (*group, "+".join(group))}
+        unknown = [name for name in wanted if name not in known]
+        require(not unknown, f"only: not removed sites of this network: {sorted(unknown)}; its removed sites: "
+                f"{', '.join(map('+'.join, groups)) or 'none'}", MaskMismatch)  # fmt: skip
+        picked = {known[name] for name in wanted}
+        chosen, left = [group for group in groups if group in picked], "not named"
+    for group in set(groups) - set(chosen):
+        for block in groups[group]:
+            block.meta[LEFT_KEY] = left
+    return chosen
+
+
+def _with_border(
+    blocks: Sequence[fx.GraphModule], channels: int, input_shape: Shape | None
+) -> tuple[Affine, nn.Module | None, nn.Module | None]:
+    """The blocks as a convolution, with what comes before and after it for the sake of the border."""
+    try:
+        return interpret_run(blocks, start_of(channels, blocks[0])), None, None
+    except NotMergeable:
+        whole = linear_part(blocks, channels)  # raises again if the border was not the reason
+    if input_shape is None:
+        return affine.stack_inputs(whole, ones_response(blocks, channels)), OnesChannel(), None
+    return whole, None, BorderBias(_response_to_zeros(blocks, input_shape))
+
+
+def _response_to_zeros(blocks: Sequence[fx.GraphModule], input_shape: Shape) -> Tensor:
+    """f(0), (1, C_out, H', W') in float64."""
+    exact = [copy.deepcopy(block).cpu().double().eval() for block in blocks]
+    for node in tail(exact[-1]):
+        bypass(exact[-1], node)
+    exact[-1].recompile()
     with torch.no_grad():
-        conv.weight.copy_(whole.weight)
-        conv.bias.copy_(whole.bias if whole.bias is not None else torch.zeros(c_out))  # type: ignore[union-attr]
-    return conv, None if even else nn.ZeroPad2d(whole.padding)
+        return nn.Sequential(*exact)(torch.zeros(1, *input_shape, dtype=torch.float64))
+
+
+def _check_values(blocks: Sequence[fx.GraphModule], name: str) -> None:
+    for key, tensor in chain.from_iterable(chain(b.named_parameters(), b.named_buffers()) for b in blocks):
+        require(not tensor.is_meta, f"{name}: {key} is on the meta device and has no values: load weights first; "
+                "dslib.unmerged predicts what merging costs", NotMergeable)  # fmt: skip
+        require(not tensor.is_floating_point() or bool(tensor.isfinite().all()),
+                f"{name}: {key} holds NaN or infinity: train or load it again", NotMergeable)  # fmt: skip
 
 
 def _is_channels_last(model: nn.Module) -> bool:
@@ -141,27 +195,5 @@ def _is_channels_last(model: nn.Module) -> bool:
     return any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
 
 
-def _first_conv(block: fx.GraphModule) -> nn.Conv2d:
-    """The convolution that reads the block's input (through padding, dropout or BatchNorm at most)."""
-    for node in block.graph.nodes:
-        module = module_of(block, node)
-        if isinstance(module, nn.Conv2d):
-            return module
-    raise NotMergeable("the block has no convolution")
-
-
-def _tail_module(block: fx.GraphModule) -> nn.Module | None:
-    """The block's final activations as one module."""
-    nodes = tail(block)
-    if not nodes:
-        return None
-    modules = [module_of(block, node) for node in nodes]
-    if len(modules) == 1 and modules[0] is not None:
-        return modules[0]
-    graph = fx.Graph()
-    value = graph.placeholder("x")
-    moved = {nodes[0].all_input_nodes[0]: value}
-    for node in nodes:
-        moved[node] = graph.node_copy(node, lambda n: moved[n])
-    graph.output(moved[nodes[-1]])
-    return fx.GraphModule(block, graph)
+def _channels(blocks: Sequence[fx.GraphModule]) -> int:
+    return int(blocks[0].meta.get(CHANNELS_KEY) or in_channels(blocks[0]))

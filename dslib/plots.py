@@ -100,10 +100,15 @@ def plot_search(found: Found) -> Figure:
     return figure
 
 
-def plot_border(errors: Mapping[str, np.ndarray]) -> Figure:
-    """Maps (H, W) of the largest difference over channels, relative to the largest output, one panel each."""
+def plot_border(errors: Mapping[str, np.ndarray], top: float | None = None) -> Figure:
+    """Maps (H, W) of the largest difference over channels, relative to the largest output, one panel each.
+
+    Args:
+        errors: title -> map.
+        top: the end of the colour scale; default the largest value.
+    """
     figure, panels = _figure(3.4 * len(errors) + 0.6, 3.2, columns=len(errors))
-    top = max(float(error.max()) for error in errors.values())
+    top = top or max(float(error.max()) for error in errors.values())
     for axes, (title, error) in zip(np.atleast_1d(panels), errors.items(), strict=True):
         image = axes.imshow(error, cmap="viridis", vmin=0, vmax=top)
         axes.set(title=title, xlabel="column, px", ylabel="row, px")
@@ -120,6 +125,21 @@ def plot_kernels(kernels: Mapping[str, np.ndarray]) -> Figure:
         axes.set_title(title, fontsize=9)
         axes.set(xticks=range(kernel.shape[1]), yticks=range(kernel.shape[0]))
     figure.colorbar(image, ax=panels, label="weight")
+    return figure
+
+
+def plot_growth(frame: pd.DataFrame) -> Figure:
+    """Multiply-accumulates per output pixel of a run of blocks, linear and merged, over how many blocks it has.
+
+    Args:
+        frame: columns `linear` and `merged`, index the number of blocks.
+    """
+    figure, axes = _figure(6.5, 3.2)
+    for column, colour in (("linear", LINEAR), ("merged", MERGED)):
+        axes.plot(frame.index, frame[column] / 1e3, "o-", color=colour, label=column)
+    axes.set_xticks(frame.index)
+    axes.set(xlabel="blocks in the run", ylabel="MACs per output pixel, thousands")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from . import records
+from .blocks import in_channels
 from .errors import BadRecord, MaskMismatch, require
+from .folding import fold
+from .graphs import dtype_of
 from .masks import Mask
-from .measuring import fold_batchnorm, measure
-from .merging import merge_block, shrunk_blocks
+from .measuring import measure
+from .merging import merge_blocks, shrunk_blocks
 from .shrinking import shrink
-from .sites import Sites, in_channels
-from .tracing import dtype_of
+from .sites import Sites
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,14 +125,14 @@ def profile(
         images = torch.randn(batch_size, *site.input_shape, device=device, dtype=dtype)
         block = model.get_submodule(site.name)
         states = {
-            "kept": fold_batchnorm(block, images),
-            "linear": fold_batchnorm(shrunk[site.name], images),
-            "merged": merge_block(shrunk[site.name], site.name),
+            "kept": fold(block, images),
+            "linear": fold(shrunk[site.name], images),
+            "merged": merge_blocks([shrunk[site.name]], site.name),
         }
         timing = measure(states, images, rounds)
         for state in states:
             costs[state][site.name] = timing.median(state)
     images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
-    whole = measure({"all": fold_batchnorm(model, images)}, images, rounds)
+    whole = measure({"all": fold(model, images)}, images, rounds)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
                      device=str(device), runtime=whole.runtime)  # fmt: skip

@@ -14,22 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import exporting, records
+from . import recipes, records
 from .datasets import Data, load_data
 from .errors import BadConfig, first_line, require
-from .exporting import Recipe, activation
 from .finetuning import Finetune, check_teacher, finetune
+from .folding import fold
 from .measuring import (
     accelerator,
     count_macs,
     count_parameters,
-    fold_batchnorm,
     measure,
     this_machine,
     tune_allocator,
 )
 from .models import find_head, load_model
 from .profiling import CostTable, profile
+from .recipes import Recipe, activation
 from .searching import Found, Search, search
 from .shrinking import fade
 from .sites import find_sites
@@ -144,7 +144,7 @@ def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[
     images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
     with torch.backends.cudnn.flags(allow_tf32=False):  # what is called fp32 here is fp32
         logits = {name: predict(network, data.val) for name, network in networks.items()}
-        folded = {name: fold_batchnorm(networks[name], images) for name in ("original", "merged")}
+        folded = {name: fold(networks[name], images) for name in ("original", "merged")}
         timing = measure(folded, images, config.rounds)
     rows = {
         name: {
@@ -207,7 +207,7 @@ class _Stages:
 
     def network(self, name: str, make: Callable[[], tuple[nn.Module, Recipe]]) -> tuple[nn.Module, Recipe]:
         """The same for a network and its recipe."""
-        model, recipe = self._once(name, exporting.load, make, lambda path, made: exporting.save(path, *made))
+        model, recipe = self._once(name, recipes.load, make, lambda path, made: recipes.save(path, *made))
         return model.eval(), recipe
 
     def seconds(self) -> dict[str, float]:

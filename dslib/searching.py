@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from . import records
 from .datasets import Data
 from .errors import BadConfig, BadRecord, MaskMismatch, require
+from .graphs import removable_activations
 from .masks import Mask
 from .profiling import CostTable
 from .shrinking import activation_module, replace_activation
 from .sites import Sites
-from .tracing import removable_activations, trace
+from .tracing import trace
 from .training import History, Train, groups, train
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Shrinking: take a mask's activations out, hoist the padding, put the boundary activation in."""
+"""Shrinking: take a plan's activations out, hoist the padding, put the boundary activation in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .blocks import (
+    TakeOut,
+    channels_of,
+    check_runs,
+    check_weights,
+    input_shapes,
+    is_foldable,
+    linear_blocks,
+    merged_shape,
+    shared_modules,
+    site_names,
+)  # fmt: skip
 from .errors import MaskMismatch, NotMergeable, require
-from .masks import Mask
-from .merging import SITE_KEY
-from .sites import input_shapes, is_foldable, linear_block, merged_shape, shared_modules, site_names
-from .tracing import BOUNDARY, bypass, is_conv, module_of, output_of, tail
+from .graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
+from .masks import Mask, Plan
+from .merging import CHANNELS_KEY, SITE_KEY, mark
 
+DEFAULT_SIZE = 224  # for looking at what calls what, where no size is given
 Boundary = Callable[[], nn.Module]
 
 
@@ -42,33 +54,39 @@ class Fade(nn.Module):
 
 def shrink(
     model: nn.Module,
-    mask: Mask,
+    plan: Mask | Plan,
     boundary: Boundary | Mapping[str, Boundary] | None = None,
     image_size: int | None = None,
+    hoist: bool = True,
 ) -> nn.Module:
-    """A copy of the network with the inner activations of the mask's removed sites taken out.
+    """A copy of the network with the inner activations of the removed sites taken out.
 
-    Weights and state keys stay. The padding of each removed site is hoisted to its input, so that `merge` is
-    exact; finetuning absorbs the change at the border.
+    Weights and state keys stay. The padding of each removed site (of each run) is hoisted to its input, so that
+    it is one plain convolution everywhere; finetuning absorbs the change at the border.
 
     Args:
         model: the network; left as it is.
-        mask: which sites keep their activations; must name every site of this network.
+        plan: which sites keep their activations, a mask, and which are merged together, a plan; must name every
+            site of this network.
         boundary: makes the activation to put after each removed block, e.g. `nn.ReLU6`. Not used where an
             activation already ends the block, nor where the block has only two convolutions; a mapping from
-            site name to maker is taken at its word. Default: none.
-        image_size: side of the input in pixels; needed only where padding depends on it (`Conv2dSame`).
+            (last) site name to maker is taken at its word. Default: none.
+        image_size: side of the input in pixels; needed only where padding depends on it (`Conv2dSame`) or a block
+            splits its channels.
+        hoist: False leaves all padding where it is, for a network that will not be finetuned: but for the
+            activations it computes what it did, and `merge` treats its borders apart.
     Raises:
         MaskMismatch: if the mask's names are not this network's sites.
         NotMergeable, NotTraceable: if a removed site cannot be made affine.
-    Source: Fu et al., ICML 2022, stages 1-2; hoisting is ours, see docs/decisions.md.
+        BadConfig: if the sites of a run do not feed each other.
+    Source: Fu et al., ICML 2022, stages 1-2; runs: Kim et al., ICML 2023; hoisting is ours, see docs/decisions.md.
     """
-    return _rewrite(model, mask, boundary, image_size, bypass)
+    return _rewrite(model, plan, boundary, image_size, bypass, hoist)
 
 
 def fade(
     model: nn.Module,
-    mask: Mask,
+    plan: Mask | Plan,
     boundary: Boundary | Mapping[str, Boundary] | None = None,
     image_size: int | None = None,
 ) -> nn.Module:
@@ -76,7 +94,7 @@ def fade(
 
     Source: linear activation decay, an option of the paper's released code.
     """
-    faded = _rewrite(model, mask, boundary, image_size, _wrap_in_fade)
+    faded = _rewrite(model, plan, boundary, image_size, _wrap_in_fade)
     for block in faded.modules():
         if isinstance(block, fx.GraphModule) and BOUNDARY in dict(block.named_children()):
             block.boundary = Fade(block.get_submodule(BOUNDARY), 1.0)
@@ -123,8 +141,6 @@ def activation_module(traced: fx.GraphModule, node: fx.Node) -> nn.Module:
             copied.target = str(copied.target).rstrip("_")
         elif copied.op == "call_function" and copied.target.__name__.endswith("_"):
             copied.target = getattr(F, copied.target.__name__.rstrip("_"))
-        if True in copied.args:  # F.relu(x, True)
-            copied.args = tuple(False if arg is True else arg for arg in copied.args)
     alone.recompile()
     return alone
 
@@ -140,26 +156,34 @@ def replace_activation(traced: fx.GraphModule, node: fx.Node, module: nn.Module,
 
 def _rewrite(
     model: nn.Module,
-    mask: Mask,
+    plan: Mask | Plan,
     boundary: Boundary | Mapping[str, Boundary] | None,
     image_size: int | None,
-    take_out: Callable[[fx.GraphModule, fx.Node], None],
+    take_out: TakeOut,
+    hoist: bool = True,
 ) -> nn.Module:
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    check_weights(model)
     small = copy.deepcopy(model)
-    check_mask(small, mask)
-    shapes = input_shapes(small, list(mask.removed), image_size) if image_size is not None else {}
+    check_mask(small, plan.mask)
+    shapes = input_shapes(small, list(plan.mask.removed), image_size) if image_size is not None else {}
     shared = shared_modules(small)
-    for name in reversed(mask.removed):
-        block = small.get_submodule(name)
-        require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)
+    if plan.runs:
+        check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
+    for names in plan.groups:
+        for name in names:
+            require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)
+        blocks, sizes = [small.get_submodule(name) for name in names], [shapes.get(name) for name in names]
         try:
-            merged_shape(block, name, shapes.get(name))
-            traced = linear_block(block, name, shapes.get(name), take_out)
+            merged_shape(blocks, names, sizes, hoist)
+            linear = linear_blocks(blocks, names, sizes, take_out, hoist)
         except NotMergeable as error:
-            raise NotMergeable(f"{name}: {error}; keep it in the mask") from error
-        _add_boundary(traced, name, boundary)
-        traced.meta[SITE_KEY] = name
-        small.set_submodule(name, traced)
+            raise NotMergeable(f"{'+'.join(names)}: {error}; keep it in the mask") from error
+        _add_boundary(linear[-1], names[-1], boundary)
+        channels = channels_of(linear[0], sizes[0])
+        for name, traced in zip(names, linear, strict=True):
+            mark(traced, {SITE_KEY: names, CHANNELS_KEY: channels})
+            small.set_submodule(name, traced)
     return small
 
 

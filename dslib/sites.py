@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 import torch
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
-from .affine import Affine
-from .errors import BadConfig, MaskMismatch, NotMergeable, NotTraceable, require
-from .hoisting import hoist
-from .interpreting import interpret
+from .blocks import Shape, check_weights, ghost_of, input_shapes, merged_shape, shared_modules, site_names
+from .errors import MaskMismatch, NotMergeable, NotTraceable, require
+from .graphs import dtype_of, removable_activations, tail
 from .masks import Mask
-from .tracing import bypass, check_layers, dtype_of, input_sizes, removable_activations, tail, trace
+from .tracing import trace
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Shape = tuple[int, int, int]
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -146,6 +141,7 @@ def find_sites(model: nn.Module, image_size: int = 224) -> Sites:
     Raises:
         BadConfig: if the network does not run at this image size.
     """
+    check_weights(model)
     names = site_names(model)
     shapes = input_shapes(model, names, image_size)
     shared = shared_modules(model)
@@ -157,113 +153,8 @@ def find_sites(model: nn.Module, image_size: int = 224) -> Sites:
     return Sites([site for site in found if site.name not in foldable], foldable, image_size)
 
 
-def site_names(model: nn.Module) -> list[str]:
-    """Names of the innermost blocks with two convolutions and two BatchNorms, in order."""
-    blocks = [
-        name
-        for name, module in model.named_modules()
-        if name
-        and not isinstance(module, _CONTAINERS)
-        and sum(isinstance(m, nn.Conv2d) for m in module.modules()) >= 2
-        and sum(isinstance(m, _BatchNorm) for m in module.modules()) >= 2
-    ]
-    return [name for name in blocks if not any(other.startswith(f"{name}.") for other in blocks)]
-
-
-def is_foldable(block: nn.Module) -> bool:
-    """Whether a block has no inner activation: then it needs no mask to be merged."""
-    try:
-        return not removable_activations(trace(block))
-    except NotTraceable:
-        return False
-
-
-def linear_block(
-    block: nn.Module,
-    name: str,
-    input_shape: Shape | None,
-    take_out: Callable[[fx.GraphModule, fx.Node], None] = bypass,
-) -> fx.GraphModule:
-    """The block with its inner activations out and its padding hoisted, sharing its layers with `block`.
-
-    Args:
-        block: a site's module.
-        name: its name, for errors.
-        input_shape: (C, H, W); needed only where padding depends on it.
-        take_out: what is done to each inner activation's node; by default it is bypassed.
-    Raises:
-        NotTraceable, NotMergeable: as `tracing.trace` and `hoisting.hoist` do.
-    """
-    traced = trace(block, name)
-    check_layers(traced)
-    sizes = input_sizes(traced, input_shape) if input_shape else None
-    for node in removable_activations(traced):
-        take_out(traced, node)
-    hoist(traced, sizes)
-    traced.delete_all_unused_submodules()
-    return traced
-
-
-def merged_shape(block: nn.Module, name: str, input_shape: Shape | None) -> Affine:
-    """What a block would be merged into, on the `meta` device: shapes only.
-
-    Raises:
-        NotTraceable, NotMergeable: if it cannot be, with the reason.
-    """
-    linear = linear_block(copy.deepcopy(block).to("meta").eval(), name, input_shape)
-    return interpret(linear, in_channels(linear))
-
-
-def shared_modules(model: nn.Module) -> dict[str, str]:
-    """Module name -> why it cannot be replaced, for modules that the network holds under several names."""
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    return {
-        name: f"is one module under {len(found)} names ({', '.join(found)})"
-        for found in names.values() if len(found) > 1 for name in found
-    }  # fmt: skip
-
-
-def in_channels(model: nn.Module) -> int:
-    """Channels of the images that the network takes: those of its first convolution."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    raise BadConfig(f"{type(model).__name__} has no convolution: expected a CNN")
-
-
-def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[str, Shape]:
-    """Input (C, H, W) of each named module in one forward pass, on a copy."""
-    require(isinstance(image_size, int) and image_size > 0, f"image_size is in pixels, found {image_size!r}")
-    ghost = copy.deepcopy(model).eval()
-    shapes: dict[str, Shape] = {}
-
-    def note(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and inputs[0].ndim == 4:
-                c, h, w = inputs[0].shape[1:]
-                shapes[name] = (c, h, w)
-
-        return hook
-
-    for name in names:
-        ghost.get_submodule(name).register_forward_pre_hook(note(name))
-    device = next((p.device for p in ghost.parameters()), torch.device("cpu"))
-    images = torch.zeros(1, in_channels(ghost), image_size, image_size, device=device, dtype=dtype_of(ghost))
-    try:
-        with torch.no_grad():
-            ghost(images)
-    except Exception as error:  # the user's code runs: anything can be raised
-        raise BadConfig(
-            f"{type(model).__name__} does not run on {image_size} x {image_size} images ({error}): "
-            "choose another image_size"
-        ) from error
-    return shapes
-
-
 def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
-    ghost = copy.deepcopy(block).to("meta").eval()
+    ghost = ghost_of(block)
     convolutions = sum(isinstance(m, nn.Conv2d) for m in ghost.modules())
     try:
         traced = trace(ghost, name)
@@ -271,10 +162,31 @@ def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
     except NotTraceable as error:
         return Site(name, 0, input_shape, convolutions, reason=str(error))
     if input_shape is None:
-        reason = "its input is not one feature map"
+        reason = "its input is not one feature map of one size"
         return Site(name, activations, None, convolutions, activation_at_end=ended, reason=reason)
     try:
-        whole = merged_shape(ghost, name, input_shape)
+        _check_graph(block, input_shape, name)
+        whole = merged_shape([ghost], [name], [input_shape])
     except (NotMergeable, NotTraceable) as error:
         return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
     return Site(name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended)
+
+
+def _check_graph(block: nn.Module, input_shape: Shape, name: str) -> None:
+    """Raise `NotTraceable` unless a block's graph computes what its code does, and leaves its input as it is.
+
+    A graph does not show every write in place (`z = y; y += 1`), nor what a block remembers between calls.
+    """
+    parameter = next(block.parameters(), None)
+    if parameter is None or parameter.is_meta:
+        return
+    own = copy.deepcopy(block)
+    own.eval()  # some networks' train() returns nothing
+    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, dtype_of(own))
+    given = x.clone()
+    with torch.no_grad():
+        found, expected = trace(own, name)(x.clone()), own(given)
+    require(torch.equal(x, given), f"{name}: {type(block).__name__}.forward writes into its input", NotTraceable)
+    same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    require(same, f"{name}: the graph of {type(block).__name__}.forward computes something else than its code: "
+            "does it write in place into what it reads again?", NotTraceable)  # fmt: skip

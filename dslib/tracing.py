@@ -6,42 +6,27 @@ A traced block is a `torch.fx.GraphModule` that shares its layers with the block
 
 from __future__ import annotations
 
-import copy
+import inspect
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .affine import Pair, Sides
-from .errors import BadConfig, NotMergeable, NotTraceable
+from .errors import NotMergeable, NotTraceable
+from .graphs import module_of
+from .layers import free_layers
 
-_ACTIVATION_FILES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
-_NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
-_ACTIVATION_NAMES = [
-    "relu",
-    "relu_",
-    "relu6",
-    "silu",
-    "gelu",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "mish",
-    "softplus",
-    "tanh",
-    "sigmoid",
-]
-_ACTIVATION_CALLS = {getattr(home, n) for n in _ACTIVATION_NAMES for home in (F, torch) if hasattr(home, n)}
-ADD_CALLS = {operator.add, operator.iadd, torch.add}
-ADD_METHODS = {"add", "add_"}
-BOUNDARY = "boundary"  # the name of the activation that shrinking puts after a block
+# dropout: the train flag was recorded as a constant; pooling: hoisting takes a layer's padding out
+_AS_MODULES: dict[Any, Callable[..., nn.Module]] = {
+    F.dropout: lambda p=0.5, training=True, inplace=False: nn.Dropout(p),
+    F.avg_pool2d: nn.AvgPool2d,
+}
+_WRITES = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_VIEWS = {torch.chunk, torch.split, operator.getitem, "chunk", "split", "contiguous", "detach", "view", "reshape"}
 
 
 class _BlockTracer(fx.Tracer):
@@ -63,143 +48,61 @@ def trace(block: nn.Module, name: str = "block") -> fx.GraphModule:
     Raises:
         NotTraceable: if its forward branches on values or does anything else that a graph cannot hold.
     """
+    from timm.layers import BatchNormAct2d
+    from torchvision.models.shufflenetv2 import channel_shuffle
+
+    defaults = _defaults(block, name)
+    flags = [(module, module.training) for module in block.modules()]
     try:
-        graph = _BlockTracer().trace(block)
+        block.eval()  # code that asks for the train flag is recorded as in eval
+        graph = _BlockTracer(autowrap_functions=(channel_shuffle,)).trace(block, defaults)
+        graph.lint()
     except Exception as error:  # tracing runs the user's code: anything can be raised
         raise NotTraceable(f"{name}: {type(block).__name__}.forward cannot be traced: {error}") from error
+    finally:
+        for module, flag in flags:
+            module.training = flag
     if not isinstance(graph.output_node().args[0], fx.Node):
         raise NotTraceable(f"{name}: {type(block).__name__}.forward returns more than one feature map")
     traced = fx.GraphModule(block, graph)
     for node in list(graph.nodes):
-        module = module_of(traced, node)
-        if isinstance(module, _BatchNorm) and next(module.children(), None) is not None:
-            _split_batchnorm(traced, node, module)
-        elif node.op == "call_function" and node.target is F.dropout:
-            _as_module(traced, node)
-    for node in graph.nodes:
-        if is_activation(traced, node) and _in_place(traced, node) and len(node.all_input_nodes[0].users) > 1:
-            raise NotTraceable(f"{name}: {node.name} writes into a map that is read again: set inplace=False")
+        layer = module_of(traced, node)
+        if isinstance(layer, BatchNormAct2d) and type(layer).forward is BatchNormAct2d.forward:
+            _split_batchnorm(traced, node, layer)
+        elif node.op == "call_function" and node.target in _AS_MODULES:
+            _as_module(traced, node, _AS_MODULES[node.target])
+    _check_writes(traced, name)
     traced.recompile()
     return traced
 
 
-def module_of(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls, or None if it calls none."""
-    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _check_writes(traced: fx.GraphModule, name: str) -> None:
+    """Raise `NotTraceable` if the block writes into a map in place that is read again under another name.
 
-
-def input_sizes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> dict[str, Pair]:
-    """Node name -> (H, W) of its first argument, for an input of `input_shape` (C, H, W).
-
-    Runs on the `meta` device: no arithmetic is done.
+    A graph says which operation reads which result, not that two results are one piece of memory.
     """
-    ghost = copy.deepcopy(traced).to("meta")
-    ShapeProp(ghost).propagate(torch.empty(2, *input_shape, device="meta", dtype=dtype_of(ghost)))
-    shapes = {n.name: n.meta["tensor_meta"].shape for n in ghost.graph.nodes if _has_map(n)}
-    first = {n.name: n.all_input_nodes[0].name for n in ghost.graph.nodes if n.all_input_nodes}
-    return {name: tuple(shapes[source][2:]) for name, source in first.items() if source in shapes}
+    place = {node: i for i, node in enumerate(traced.graph.nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # node -> the node whose memory it shows
+    for node in traced.graph.nodes:
+        first = node.all_input_nodes[0] if node.all_input_nodes else node
+        shows = isinstance(module_of(traced, node), free_layers()) or node.target in _VIEWS
+        memory[node] = memory[first] if shows else node
+        if not _in_place(traced, node):
+            continue
+        written = memory[first]
+        names = [other for other, root in memory.items() if root is written]
+        again = any(user is not node and place[user] > place[node] for other in names for user in other.users)
+        if again or written.op == "placeholder":
+            raise NotTraceable(f"{name}: {node.name} writes into a map that is read again: set inplace=False")
 
 
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The floating dtype of a module's first parameter, float32 if it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-
-
-def padding_of(conv: nn.Conv2d, size: Pair | None) -> Sides:
-    """The zeros that a convolution puts around its input, (left, right, top, bottom).
-
-    Args:
-        conv: any `Conv2d`, also with `padding='same'`, or timm's `Conv2dSame`, which pads by input size.
-        size: (H, W) of its input; needed only where padding depends on it.
-    Raises:
-        NotMergeable: for a padding mode other than zeros, or a subclass with its own arithmetic.
-    """
-    from timm.layers import Conv2dSame
-
-    if conv.padding_mode != "zeros":
-        raise NotMergeable(f"padding mode {conv.padding_mode!r} is not affine at the border: only zeros are")
-    spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    if isinstance(conv, Conv2dSame):
-        if size is None:
-            raise BadConfig(f"{type(conv).__name__} pads by its input's size: pass image_size")
-        spans = [max(-n % s - s + span + 1, 0) for n, s, span in zip(size, conv.stride, spans, strict=True)]
-    elif type(conv).forward is not nn.Conv2d.forward:
-        raise NotMergeable(f"{type(conv).__name__} computes its own way, not as Conv2d")
-    elif isinstance(conv.padding, tuple):
-        v, h = conv.padding
-        return (h, h, v, v)
-    elif conv.padding == "valid":
-        spans = [0, 0]
-    (v, h) = spans
-    return (h // 2, h - h // 2, v // 2, v - v // 2)
-
-
-def is_conv(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is a two-dimensional convolution."""
-    return isinstance(module_of(traced, node), nn.Conv2d)
-
-
-def is_add(node: fx.Node) -> bool:
-    """Whether a node adds two feature maps, as a call, a method or `+=`."""
-    called = (node.op == "call_function" and node.target in ADD_CALLS) or (
-        node.op == "call_method" and node.target in ADD_METHODS
-    )
-    return called and len(node.all_input_nodes) == len(node.args) == 2 and node.kwargs.get("alpha") in (None, 1)
-
-
-def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is an elementwise activation: a module, a function or a method."""
-    module = module_of(traced, node)
-    if module is not None:
-        return type(module).__module__ in _ACTIVATION_FILES and not isinstance(module, _NOT_POINTWISE)
-    if node.op == "call_method":
-        return node.target in _ACTIVATION_NAMES
-    return node.op == "call_function" and node.target in _ACTIVATION_CALLS
-
-
-def removable_activations(traced: fx.GraphModule) -> list[fx.Node]:
-    """The block's inner activations: those upstream of its last convolution or add, in order."""
-    ends = [n for n in traced.graph.nodes if is_conv(traced, n) or is_add(n)]
-    if not ends:
-        return []
-    upstream = set(_ancestors(ends[-1]))
-    return [n for n in traced.graph.nodes if n in upstream and is_activation(traced, n)]
-
-
-def bypass(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Take a node out of the graph: its users read its input instead."""
-    node.replace_all_uses_with(node.all_input_nodes[0])
-    traced.graph.erase_node(node)
-
-
-def tail(traced: fx.GraphModule) -> list[fx.Node]:
-    """The activations at the block's very end, after everything affine, in order."""
-    nodes: list[fx.Node] = []
-    node = output_of(traced)
-    while (is_activation(traced, node) or node.target == BOUNDARY) and len(node.users) == 1:
-        nodes.insert(0, node)
-        node = node.all_input_nodes[0]
-    return nodes
-
-
-def output_of(traced: fx.GraphModule) -> fx.Node:
-    """The node whose value the block returns."""
-    return traced.graph.output_node().all_input_nodes[0]
-
-
-def _has_map(node: fx.Node) -> bool:
-    meta = node.meta.get("tensor_meta")
-    return meta is not None and hasattr(meta, "shape") and len(meta.shape) == 4
-
-
-def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
-    seen, queue = {node}, [node]
-    while queue:
-        for source in queue.pop().all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                queue.append(source)
-                yield source
+def _defaults(block: nn.Module, name: str) -> dict[str, Any]:
+    """The defaults of the forward's arguments after the first: a block is looked at as called with one map."""
+    _, *others = inspect.signature(block.forward).parameters.values()
+    needed = [p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if needed:
+        raise NotTraceable(f"{name}: {type(block).__name__}.forward takes more than one feature map: {needed[0]}")
+    return {p.name: p.default for p in others if p.default is None or isinstance(p.default, (bool, int, float))}
 
 
 def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -207,13 +110,20 @@ def _in_place(traced: fx.GraphModule, node: fx.Node) -> bool:
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
-    return name.endswith("_") or bool(node.kwargs.get("inplace", False)) or True in node.args
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return name.endswith("_") or node.target in _WRITES or bool(node.kwargs.get("inplace", False))
 
 
-def _as_module(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Let a module do a functional dropout: the train flag was recorded as a constant."""
-    probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    traced.add_submodule(node.name, nn.Dropout(float(probability)))  # type: ignore[arg-type]
+def _as_module(traced: fx.GraphModule, node: fx.Node, make: Callable[..., nn.Module]) -> None:
+    """Let a module do what a function does, with the function's own arguments after the map."""
+    if len(node.all_input_nodes) > 1:
+        return  # sizes that are computed: the function stays, and is refused with its name
+    try:
+        module = make(*node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "training"})
+    except TypeError:
+        return  # called in an odd way: the function stays, and is refused with its name
+    traced.add_submodule(node.name, module.train(traced.training))
     with traced.graph.inserting_before(node):
         call = traced.graph.call_module(node.name, (node.all_input_nodes[0],))
     node.replace_all_uses_with(call)
@@ -229,7 +139,7 @@ def check_layers(traced: fx.GraphModule) -> None:
     called: set[str] = set()
     for node in traced.graph.nodes:
         module = module_of(traced, node)
-        if not isinstance(module, (nn.Conv2d, _BatchNorm)):
+        if not isinstance(module, (nn.Conv2d, nn.AvgPool2d, _BatchNorm)):
             continue
         if str(node.target) in called:
             raise NotMergeable(f"{node.target} ({type(module).__name__}) is called twice in the block")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .errors import require
 
 if TYPE_CHECKING:
-    from ipywidgets import VBox
+    from ipywidgets import HTML, SelectionSlider, Stack, VBox, Widget
 
 
 def explore(
@@ -27,24 +27,53 @@ def explore(
     """
     import ipywidgets
 
-    require(bool(panes), "explore: expected at least one pane")
-    values = list(panes)
-    require(start is None or start in panes, f"explore: start is {start!r}, expected one of {', '.join(values)}")
-    index = values.index(start) if start is not None else 0
-    slider = ipywidgets.SelectionSlider(
-        options=values, index=index, description=label, style={"description_width": "initial"},
-        layout={"width": "min(36em, 95%)"},
-    )  # fmt: skip
-    # white behind each pane: figures have dark text, and the page may be dark
-    stack = ipywidgets.Stack([ipywidgets.HTML(_framed(pane)) for pane in panes.values()], selected_index=index)
-    ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    slider = _slider(list(panes), label, start)
+    stack = _stack([_pane(pane) for pane in panes.values()], slider)
     children = [slider, stack]
     if live is not None:
         children += _live_part(slider, live)
     return ipywidgets.VBox(children)
 
 
-def _live_part(slider: object, live: Callable[[str], str]) -> list[object]:
+def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str) -> VBox:
+    """Two sliders over precomputed panes; the page moves both without a kernel.
+
+    Args:
+        panes: value of the first -> value of the second -> HTML; every first value has the same second ones.
+        first, second: what the sliders are over.
+    """
+    import ipywidgets
+
+    require(bool(panes), "explore_two: expected at least one pane")
+    inner_values = list(next(iter(panes.values())))
+    require(all(list(row) == inner_values for row in panes.values()),
+            f"explore_two: every row needs the same values of {second!r}: {', '.join(inner_values)}")  # fmt: skip
+    outer, inner = _slider(list(panes), first, None), _slider(inner_values, second, None)
+    rows = [_stack([_pane(pane) for pane in row.values()], inner) for row in panes.values()]
+    return ipywidgets.VBox([outer, inner, _stack(rows, outer)])
+
+
+def _slider(values: list[str], label: str, start: str | None) -> SelectionSlider:
+    import ipywidgets
+
+    require(bool(values), "explore: expected at least one pane")
+    require(start is None or start in values, f"explore: start is {start!r}, expected one of {', '.join(values)}")
+    return ipywidgets.SelectionSlider(
+        options=values, index=values.index(start) if start is not None else 0, description=label,
+        style={"description_width": "initial"}, layout={"width": "min(36em, 95%)"},
+    )  # fmt: skip
+
+
+def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:
+    """The children, of which the page shows the one that the slider points to."""
+    import ipywidgets
+
+    stack = ipywidgets.Stack(children, selected_index=slider.index)
+    ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
+    return stack
+
+
+def _live_part(slider: SelectionSlider, live: Callable[[str], str]) -> list[Widget]:
     """A button that computes the slider's value with the kernel, and the place for its answer."""
     import ipywidgets
 
@@ -54,7 +83,7 @@ def _live_part(slider: object, live: Callable[[str], str]) -> list[object]:
     def compute(_: object) -> None:
         button.disabled, answer.value = True, "computing ..."
         try:
-            answer.value = _framed(live(slider.value))  # type: ignore[attr-defined]
+            answer.value = _framed(live(slider.value))
         finally:
             button.disabled = False
 
@@ -62,5 +91,12 @@ def _live_part(slider: object, live: Callable[[str], str]) -> list[object]:
     return [button, answer]
 
 
-def _framed(pane: str) -> str:
-    return f'<div style="background: white; color: black; padding: 0.5em; overflow-x: auto">{pane}</div>'
+def _pane(html: str) -> HTML:
+    import ipywidgets
+
+    return ipywidgets.HTML(_framed(html))
+
+
+def _framed(html: str) -> str:
+    # white behind each pane: figures have dark text, and the page may be dark
+    return f'<div style="background: white; color: black; padding: 0.5em; overflow-x: auto">{html}</div>'

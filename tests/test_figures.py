@@ -53,6 +53,23 @@ def test_maps_kernels_and_runs():
     np.testing.assert_allclose(axes.collections[0].get_segments()[0], [[1.4, 80.0], [1.7, 80.0]])
 
 
+def test_growth_is_drawn_in_thousands():
+    frame = pd.DataFrame({"linear": [1000.0, 2000.0], "merged": [500.0, 4000.0]}, index=[1, 2])
+    lines = plots.plot_growth(frame).axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1.0, 2.0], [0.5, 4.0]]
+
+
+def test_two_sliders_move_rows_and_columns():
+    rows = {"a": {"x": "ax", "y": "ay"}, "b": {"x": "bx", "y": "by"}}
+    outer, inner, stack = widgets.explore_two(rows, "letter", "axis").children
+    assert (outer.description, inner.description) == ("letter", "axis")
+    assert [[pane.value[-8:-6] for pane in row.children] for row in stack.children] == [["ax", "ay"], ["bx", "by"]]
+    with pytest.raises(BadConfig, match="every row needs the same values of 'axis': x, y"):
+        widgets.explore_two({"a": {"x": "", "y": ""}, "b": {"x": ""}}, "letter", "axis")
+    with pytest.raises(BadConfig, match="at least one pane"):
+        widgets.explore_two({}, "letter", "axis")
+
+
 def test_svg_text_is_the_same_every_time():
     first, second = (plots.to_svg(plots.plot_mask(MASKS[2])) for _ in range(2))
     assert first == second

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build
 from torch import nn
 
 import dslib
@@ -88,33 +87,6 @@ def test_a_speedup_is_the_ratio_of_medians():
     assert timing.speedup("a", over="b") == (3.0, 2.0, 3.0)
     with pytest.raises(BadConfig, match="at least one network"):
         dslib.measure({}, torch.zeros(1, 3, 8, 8))
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "timm/efficientnet_lite0", "torchvision/densenet121"])
-@torch.no_grad()
-def test_folding_batchnorm_keeps_the_function(name):
-    model = build(name)
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    folded = dslib.fold_batchnorm(model, x)
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
-    left = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    assert left < sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-    assert left == 0 or "densenet" in name  # pre-activation: some follow no convolution
-
-
-@torch.no_grad()
-def test_folding_leaves_hoisted_padding_in_place(tiny):
-    small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]))
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    folded = dslib.fold_batchnorm(small, x)
-    torch.testing.assert_close(folded(x), small(x))
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-
-
-def test_folding_leaves_a_batchnorm_without_statistics():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
-    x = torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(dslib.fold_batchnorm(model, x)(x), model(x))
 
 
 def test_a_profile_predicts_and_round_trips(tiny, tmp_path):

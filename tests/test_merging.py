@@ -10,11 +10,11 @@ from conftest import Block, build, randomise_batchnorm
 from torch import nn
 
 import dslib
+from dslib.blocks import linear_blocks
 from dslib.errors import MaskMismatch, NotMergeable
 from dslib.hoisting import InteriorBatchNorm2d, PaddingBatchNorm2d
-from dslib.merging import merge_block, shrunk_blocks
+from dslib.merging import merge_blocks, shrunk_blocks
 from dslib.shrinking import set_fade, settle
-from dslib.sites import linear_block
 
 MODELS = (
     "torchvision/mobilenet_v2", "torchvision/resnet18", "torchvision/mobilenet_v3_large", "torchvision/mnasnet1_0",
@@ -22,6 +22,10 @@ MODELS = (
 )  # fmt: skip
 # 104 masks in all, two image sizes for each model; the heavy ResNet-50 gets fewer
 CASES = [(name, size) for name in MODELS for size in (64, 75)]
+
+
+def linear_block(block: nn.Module, input_shape: tuple[int, int, int] | None = None) -> nn.Module:
+    return linear_blocks([block], ["block"], [input_shape])[0]
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -53,8 +57,8 @@ def test_merged_equals_shrunk(name, size):
 def test_the_merged_kernel_is_the_impulse_response(block):
     """An independent oracle: f(basis image) - f(0), read off pixel by pixel."""
     block = randomise_batchnorm(block).double().eval()
-    linear = linear_block(block, "block", (4, 16, 16))
-    conv = merge_block(linear).conv
+    linear = linear_block(block, (4, 16, 16))
+    conv = merge_blocks([linear]).conv
     zero = linear(torch.zeros(1, 4, 17, 17, dtype=torch.float64))
     k, stride = conv.kernel_size[0], conv.stride[0]
     centre = (zero.shape[2] // 2) * stride  # the input pixel under the first tap of the middle output, padding aside
@@ -96,7 +100,7 @@ def test_hoisting_changes_the_border_only():
     plain = copy.deepcopy(block)
     plain.forward = lambda x: x + plain.bn3(plain.project(plain.bn2(plain.depthwise(plain.bn1(plain.expand(x))))))
     x = torch.randn(1, 4, 9, 9, dtype=torch.float64)
-    hoisted, expected = linear_block(block, "block", None)(x), plain(x)
+    hoisted, expected = linear_block(block)(x), plain(x)
     torch.testing.assert_close(hoisted[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
     assert relative(hoisted, expected) > 1e-3
 
@@ -107,7 +111,7 @@ def test_batch_statistics_do_not_see_the_padding(name, kind):
     model = build(name).train()
     site = dslib.find_sites(model, 64)[3]
     block = copy.deepcopy(model.get_submodule(site.name))
-    linear = linear_block(copy.deepcopy(block), site.name, site.input_shape)
+    linear = linear_block(copy.deepcopy(block), site.input_shape)
     hoisted = {n: m for n, m in linear.named_modules() if isinstance(m, InteriorBatchNorm2d)}
     assert [type(m) for m in hoisted.values()] == [kind]
     x = torch.randn(4, *site.input_shape, dtype=torch.float64)
@@ -146,7 +150,7 @@ def test_the_residual_is_an_identity_kernel():
     block = Block().double().eval()
     for p in block.parameters():
         p.zero_()
-    conv = merge_block(linear_block(block, "block", None)).conv
+    conv = merge_blocks([linear_block(block)]).conv
     dirac = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
     dirac[range(4), range(4), 1, 1] = 1
     assert torch.equal(conv.weight, dirac)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import dslib
 
@@ -152,6 +153,42 @@ def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz):
     assert call("shrink", *words, cwd=tmp_path)[0] == 0
     line = refused("finetune", "s.json", "--data", "digits", "--out", "d.json", cwd=tmp_path)
     assert "is for 2 classes (0, 1, ...), digits has 10" in line
+
+
+def test_plans_borders_and_export_on_the_command_line(tmp_path, npz):
+    """A run of sites, then exact borders of both kinds, each rebuilt from its recipe; ONNX at the end."""
+    status, _, err = call("run", *MODEL, "--data", npz, "--k", "2", "--out", "r", *SHORT, cwd=tmp_path)
+    assert status == 0, err
+    trained = ("--model", "conftest:Tiny", "--weights", "r/original.safetensors", "--data", npz)
+    mask = dslib.Mask(dict.fromkeys(("blocks.0", "blocks.1", "blocks.2"), False))
+    dslib.Plan(mask, [("blocks.0", "blocks.1")]).save(tmp_path / "plan.json")
+    mask.save(tmp_path / "mask.json")
+    steps = [
+        ("shrink", *trained, "--plan", "plan.json", "--out", "run.json"),
+        ("merge", "run.json", "--out", "run_merged.json"),
+        ("shrink", *trained, "--mask", "mask.json", "--no-hoist", "--out", "kept.json"),
+        ("merge", "kept.json", "--out", "ones.json"),
+        ("merge", "kept.json", "--border-size", "16", "--out", "bias.json"),
+        ("export", "bias.json", "--out", "bias.onnx"),
+        ("bench", "merge", "--cases", "3", "--out", "fuzz.json"),
+    ]  # fmt: skip
+    outs = [call(*words, cwd=tmp_path) for words in steps]
+    assert [status for status, _, _ in outs] == [0] * len(steps), outs
+    assert "merged 2 sites" in outs[1][1]
+    assert "3 cases, 0 failures" in outs[6][1]
+    nets = {name: dslib.load(tmp_path / f"{name}.json")[0] for name in ("run", "run_merged", "kept", "ones", "bias")}
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(nets["run_merged"](x), nets["run"](x))
+        torch.testing.assert_close(nets["ones"](x), nets["kept"](x))
+        torch.testing.assert_close(nets["bias"](x), nets["kept"](x))
+    assert (tmp_path / "bias.onnx").stat().st_size > 0
+    assert "ending in .onnx or .pt2" in refused("export", "bias.json", "--out", "x.tflite", cwd=tmp_path)
+    assert "--cases: expected 1 or more" in refused("bench", "merge", "--cases", "0", cwd=tmp_path)
+    (tmp_path / "wrong.json").write_text('{"mask": {"blocks.0": true}, "runs": [["blocks.0", "blocks.1"]]}')
+    assert "kept or unknown: blocks.0, blocks.1" in refused(
+        "shrink", *trained, "--plan", "wrong.json", "--out", "w.json", cwd=tmp_path
+    )
 
 
 def test_bad_input_is_one_line(tmp_path, npz):

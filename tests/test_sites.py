@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import dslib
+from dslib.blocks import in_channels, site_names
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
-from dslib.sites import in_channels, site_names
 from dslib.tracing import trace
 
 # model name -> sites, mergeable, foldable, part of the reason of those that are not mergeable

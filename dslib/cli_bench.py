@@ -1,0 +1,96 @@
+"""The command line's benchmarks: `dslib bench NAME`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .errors import DslibError, require
+
+if TYPE_CHECKING:
+    from .records import Record
+
+out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")
+
+
+@click.group()
+def bench() -> None:
+    """Benchmarks; each can write a record of this machine."""
+
+
+@bench.command("merge")
+@click.option("--cases", default=10_000, show_default=True, help="Random blocks to merge.")
+@click.option("--seed", default=0, show_default=True)
+@out_option
+def merge_bench(cases: int, seed: int, out: Path | None) -> None:
+    """Merge random blocks of every kind and compare each with its layers; fails if one differs."""
+    from .bench.fuzz import record_fuzz
+
+    require(cases > 0, f"--cases: expected 1 or more, found {cases}")
+    record = record_fuzz(cases, seed)
+    for line in record.values["failed"]:
+        click.echo(line)
+    values = record.values
+    click.echo(
+        f"{values['cases']} cases, {values['failures']} failures; worst relative error "
+        f"{values['worst_relative_error_float64']:.1e} in float64, {values['worst_relative_error_float32']:.1e} in "
+        f"float32; {values['exact_border_cases']} merged with exact borders too, "
+        f"{values['exact_border_refused']} cannot be without hoisting"
+    )
+    _write(record, out)
+    if values["failures"]:
+        raise DslibError(f"{values['failures']} of {values['cases']} blocks were merged wrongly: please report them")
+
+
+@bench.command("families")
+@click.option("--model", "models", multiple=True, help="A network to look at; default one of each family.")
+@click.option("--image-size", default=224, show_default=True)
+@out_option
+def families_bench(models: tuple[str, ...], image_size: int, out: Path | None) -> None:
+    """Sites, mergeable ones and reasons, for one member of each torchvision and timm CNN family."""
+    from .bench.families import frame, record_families
+
+    record = record_families(models, image_size)
+    click.echo(frame(record).to_string())
+    _write(record, out)
+
+
+@bench.command("borders")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--image-size", default=224, show_default=True)
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--rounds", default=30, show_default=True)
+@out_option
+def borders_bench(model: str, image_size: int, batch_size: int, rounds: int, out: Path | None) -> None:
+    """What exact borders cost over hoisted ones, and how long merging takes."""
+    from .bench.borders import record_borders
+
+    record = record_borders(model, image_size, batch_size, rounds)
+    for name, value in record.values["networks"].items():
+        click.echo(f"{name:8} {value['latency_ms']:.2f} ms per batch, {value['times_hoisted']:.3f} x hoisted")
+    click.echo(f"merged {record.values['sites']} sites in {record.values['merge_seconds']:.2f} s")
+    _write(record, out)
+
+
+@bench.command("exact")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", default=128, show_default=True)
+@click.option("--remove", "removed", multiple=True, help="A site to remove; default three of MobileNetV2's.")
+@out_option
+def exact_bench(model: str, data: str, image_size: int, removed: tuple[str, ...], out: Path | None) -> None:
+    """Merge with exact borders and compare with the unmodified original on every photo of a validation split."""
+    from .bench.exact import REMOVED, record_exact
+
+    record = record_exact(model, data, image_size, removed or REMOVED)
+    for name, value in record.values["networks"].items():
+        click.echo(f"{name:5} differs by {value['largest_relative_difference']:.1e} of the largest logit, other top-1 "
+                   f"on {value['other_top1']} of {record.values['images']} images")  # fmt: skip
+    _write(record, out)
+
+
+def _write(record: Record, out: Path | None) -> None:
+    if out is not None:
+        click.echo(f"written: {record.save(out)}")

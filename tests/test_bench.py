@@ -1,0 +1,99 @@
+"""The benchmarks: a short run of each, and that the fuzzer finds a broken fold."""
+
+import pytest
+import torch
+
+from dslib import affine, hoisting, interpreting, layers
+from dslib.bench.borders import record_borders
+from dslib.bench.exact import record_exact
+from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
+from dslib.bench.fuzz import LIMIT32, LIMIT64, fuzz_merge
+from dslib.datasets import find_file
+from dslib.records import Record
+
+
+def test_random_blocks_merge():
+    tally = fuzz_merge(150, seed=7, progress=False)
+    assert tally.failures == ()
+    assert tally.cases == tally.exact + tally.refused == 150
+    assert tally.exact > 15
+    assert 0 < tally.worst64 < LIMIT64
+    assert 0 < tally.worst32 < LIMIT32
+
+
+def no_epsilon(bn, dtype=torch.float64):
+    found = layers.from_batchnorm(bn, dtype)
+    wrong = (bn.running_var + bn.eps).sqrt() / bn.running_var.sqrt()
+    return affine.scale(found, wrong.double())
+
+
+def first_stride_only(first, second, compose=affine.compose):
+    whole = compose(first, second)
+    return affine.replace(whole, stride=first.stride)
+
+
+def other_sign(value, sides, pad_input=affine.pad_input):
+    return pad_input(value, tuple(-side for side in sides))
+
+
+def other_corner(first, second, groups, step, convolve=affine._full_convolution):
+    return convolve(first, second, groups, step).flip(3)
+
+
+def no_mean(bn, dtype=torch.float64):
+    found = layers.from_batchnorm(bn, dtype)
+    return affine.shift(found, bn.running_mean.double() * found.weight.flatten())
+
+
+def smaller_ring(layer, ring, padding, through=hoisting._through):
+    return tuple(max(side - 1, 0) for side in through(layer, ring, padding))
+
+
+MUTATIONS = {
+    "epsilon": (interpreting, "from_batchnorm", no_epsilon), "mean": (interpreting, "from_batchnorm", no_mean),
+    "stride": (affine, "compose", first_stride_only), "sign of padding": (affine, "pad_input", other_sign),
+    "flipped taps": (affine, "_full_convolution", other_corner),
+    "hoisted too little": (hoisting, "_through", smaller_ring),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_fuzzer_finds_a_broken_fold(name, monkeypatch):
+    home, attribute, wrong = MUTATIONS[name]
+    monkeypatch.setattr(home, attribute, wrong)
+    assert fuzz_merge(12, seed=3, progress=False).failures
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_the_table_of_families(tmp_path):
+    record = record_families(["torchvision/mobilenet_v3_large", "timm/repvgg_a0", "torchvision/vgg11_bn"], 64)
+    table = frame(Record.load(record.save(tmp_path / "families.json")))
+    assert table.loc["torchvision/mobilenet_v3_large", ["sites", "mergeable"]].tolist() == [15, 7]
+    assert table.loc["torchvision/mobilenet_v3_large", "reasons"].startswith("AdaptiveAvgPool2d: is not affine")
+    assert table.loc["timm/repvgg_a0", ["sites", "foldable", "batchnorms_folded"]].tolist() == [0, 22, 61]
+    assert table.loc["torchvision/vgg11_bn", ["sites", "batchnorms", "batchnorms_folded"]].tolist() == [0, 8, 8]
+    assert len(TORCHVISION) > 20
+    assert len(TIMM) > 25
+
+
+def test_borders_are_measured_in_one_run():
+    values = record_borders("mobilenet_v2", 32, 1, 3).values
+    assert set(values["networks"]) == {"hoisted", "bias", "ones"}
+    assert values["networks"]["hoisted"]["times_hoisted"] == 1.0
+    assert (values["sites"], values["merge_seconds"] > 0) == (17, True)
+
+
+@pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")
+def test_exact_borders_on_real_photos(monkeypatch):
+    """One batch of the real benchmark, which the record was made with."""
+    from dataclasses import replace
+
+    from dslib.bench import exact
+
+    load = exact.load_data
+    monkeypatch.setattr(exact, "load_data", lambda *a: replace(load(*a), val=load(*a).val.first(64)))
+    values = record_exact("mobilenet_v2", "imagenette", 75).values
+    assert values["images"] == 64
+    for network in values["networks"].values():
+        assert network["largest_relative_difference"] < 1e-4
+        assert network["other_top1"] == 0

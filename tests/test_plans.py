@@ -1,0 +1,181 @@
+"""Plans: runs of sites that become one convolution."""
+
+import copy
+
+import pytest
+import torch
+from conftest import build
+from torch import nn
+
+import dslib
+from dslib.bench.exact import without_activations
+from dslib.errors import BadConfig, BadRecord, MaskMismatch
+from dslib.graphs import is_activation
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# network -> runs, and the kernel and stride of each; two of them go on after a stride
+RUNS = {
+    "torchvision/mobilenet_v2": {
+        ("features.4", "features.5"): ((7, 7), (2, 2)),
+        ("features.8", "features.9", "features.10"): ((7, 7), (1, 1)),
+    },
+    "torchvision/resnet18": {("layer2.0", "layer2.1"): ((15, 15), (2, 2))},
+    "timm/efficientnet_lite0": {("blocks.1.1", "blocks.2.0", "blocks.2.1"): ((15, 15), (2, 2))},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@torch.no_grad()
+def test_a_run_becomes_one_convolution(name):
+    model = build(name)
+    plan = dslib.Plan(dslib.find_sites(model, 75).mask([]), tuple(RUNS[name]))
+    small = dslib.shrink(model, plan, nn.ReLU6)
+    merged = dslib.merge(small, plan)
+    x = torch.randn(2, 3, 75, 75, dtype=torch.float64)
+    assert small(x).shape == model(x).shape
+    assert relative(merged(x), small(x)) < 1e-11
+    assert set(small.state_dict()) == set(model.state_dict())
+    predicted = dslib.unmerged(dslib.shrink(copy.deepcopy(model).to("meta"), plan))
+    for run, (kernel, stride) in RUNS[name].items():
+        conv = merged.get_submodule(run[0]).conv
+        assert (conv.kernel_size, conv.stride) == (kernel, stride)
+        assert all(isinstance(merged.get_submodule(n), nn.Identity) for n in run[1:])
+        cost = predicted["+".join(run)]
+        assert (cost.kernel, cost.weights_merged) == (kernel, conv.weight.numel())
+
+
+@torch.no_grad()
+def test_a_run_has_one_activation_at_its_end():
+    model = build("resnet18")
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer1.0", "layer1.1"),))
+    small = dslib.shrink(model, plan)
+    acts = [
+        sum(is_activation(b, n) for n in b.graph.nodes) for b in (small.layer1[0], small.layer1[1], small.layer2[0])
+    ]
+    assert acts == [0, 1, 1]
+
+
+@torch.no_grad()
+def test_inside_a_run_equals_its_blocks_without_activations():
+    """Against the network's own code: only the border differs, as wide as half the merged kernel."""
+    model = build("mobilenet_v2")
+    names = ("features.8", "features.9")
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (names,))
+    small = dslib.shrink(model, plan)
+    x = torch.randn(1, 64, 14, 14, dtype=torch.float64)
+    torn = without_activations(model, names)
+    expected, found = x, x
+    for name in names:
+        expected, found = torn.get_submodule(name)(expected), small.get_submodule(name)(found)
+    assert relative(found[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2]) < 1e-12
+    assert relative(found, expected) > 1e-3
+
+
+def test_training_through_a_run_counts_the_interior_only():
+    """Batch statistics of the first block equal those without hoisting, also where its output goes on for the next."""
+    model = build("mobilenet_v2").train()
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("features.8", "features.9"),))
+    small = dslib.shrink(model, plan)
+    torn = without_activations(model, ("features.8",))
+    x = torch.randn(4, 64, 14, 14, dtype=torch.float64)
+    small.features[8](x), torn.features[8](x)
+    for key in ("conv.0.1", "conv.1.1"):
+        ours, theirs = small.features[8].get_submodule(key), torn.features[8].get_submodule(key)
+        assert ours.num_batches_tracked == 1
+        if (
+            key == "conv.0.1"
+        ):  # after it the two differ at the border, where hoisting pads the input in place of the map
+            torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+def test_costs_of_a_run_follow_the_strides():
+    """Hand-counted: each convolution's weights times how often it runs per output pixel."""
+    model = dslib.load_model("resnet18").model
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer2.0", "layer2.1"),))
+    cost = dslib.unmerged(dslib.shrink(model, plan))["layer2.0+layer2.1"]
+    convs = 128 * 64 * 9 + 128 * 128 * 9 + 128 * 64 + 2 * 128 * 128 * 9
+    assert cost.weights_linear == cost.macs_linear == convs
+    assert cost.macs_merged == cost.weights_merged == 128 * 64 * 15 * 15
+    alone = dslib.unmerged(dslib.shrink(dslib.load_model("mobilenet_v2").model, plan_of_mobilenet()))
+    run = alone[
+        "features.3+features.4"
+    ]  # the whole of features.3, and the expand of features.4, run on 4 times the pixels
+    expected = 4 * (24 * 144 + 144 * 9 + 144 * 24 + 24 * 144) + 144 * 9 + 144 * 32
+    assert run.macs_linear == expected
+
+
+def plan_of_mobilenet() -> dslib.Plan:
+    sites = dslib.find_sites(dslib.load_model("mobilenet_v2").model, 64)
+    return dslib.Plan(sites.mask([]), (("features.3", "features.4"),))
+
+
+def test_a_plan_goes_to_json_and_back(tmp_path):
+    plan = plan_of_mobilenet()
+    path = plan.save(tmp_path / "plan.json")
+    assert dslib.Plan.load(path) == plan
+    assert plan.groups[:4] == (("features.1",), ("features.2",), ("features.3", "features.4"), ("features.5",))
+    with pytest.raises(BadRecord, match="is a plan that merges several sites into one"):
+        dslib.Mask.load(path)
+    assert dslib.Plan.load(plan.mask.save(tmp_path / "mask.json")) == dslib.Plan(plan.mask)
+    (tmp_path / "odd.json").write_text('{"mask": {"a": true}, "runs": "a"}')
+    with pytest.raises(BadRecord, match="expected lists of site names"):
+        dslib.Plan.load(tmp_path / "odd.json")
+
+
+MASK = dslib.Mask({"a": True, "b": False, "c": False, "d": False})
+
+
+@pytest.mark.parametrize(("runs", "text"), [
+    ((("a", "b"),), "these are kept or unknown: a"), ((("b", "x"),), "these are kept or unknown: x"),
+    ((("b",),), "two or more sites"), (("bc",), "two or more sites"), ((("b", "c"), ("c", "d")), "found twice: c"),
+])  # fmt: skip
+def test_runs_that_make_no_sense_are_refused(runs, text):
+    with pytest.raises(MaskMismatch, match=text):
+        dslib.Plan(MASK, runs)
+
+
+@pytest.mark.parametrize("run", [("features.2", "features.4"), ("features.4", "features.3")])
+def test_sites_that_do_not_feed_each_other_are_refused(run):
+    model = dslib.load_model("mobilenet_v2").model
+    plan = dslib.Plan(plan_of_mobilenet().mask, (run,))
+    with pytest.raises(BadConfig, match=f"must be neighbours in one nn.Sequential, found {run[0]} and {run[1]}"):
+        dslib.shrink(model, plan)
+
+
+def test_sites_of_two_layers_of_a_resnet_are_not_known_to_feed_each_other():
+    model = dslib.load_model("resnet18").model
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer1.1", "layer2.0"),))
+    with pytest.raises(BadConfig, match="found layer1.1 and layer2.0"):
+        dslib.shrink(model, plan)
+
+
+@torch.no_grad()
+def test_a_part_of_a_plan_is_merged_and_the_rest_says_why():
+    model = build("mobilenet_v2")
+    small = dslib.shrink(model, plan_of_mobilenet())
+    merged = dslib.merge(small, only=["features.4", "features.1"])  # any site of a run stands for it
+    left = dslib.unmerged(merged)
+    assert "features.3+features.4" not in left
+    assert {cost.left for cost in left.values()} == {"not named"}
+    rest = dslib.merge(merged, only=lambda cost: cost.site == "features.2")
+    assert {cost.left for cost in dslib.unmerged(rest).values()} == {"declined by the rule"}
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    assert relative(rest(x), small(x)) < 1e-11
+    assert {cost.left for cost in dslib.unmerged(small).values()} == {""}
+
+
+def test_a_run_fades_and_settles():
+    from dslib.shrinking import set_fade, settle
+
+    model = build("resnet18")
+    plan = dslib.Plan(dslib.find_sites(model, 64).mask(["layer4.0"]), (("layer1.0", "layer1.1"),))
+    faded, small = dslib.fade(model, plan), dslib.shrink(model, plan)
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    set_fade(faded, 1.0)
+    with torch.no_grad():
+        assert torch.equal(settle(faded)(x), small(x))
+        assert relative(dslib.merge(settle(faded))(x), small(x)) < 1e-11
