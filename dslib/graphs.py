@@ -16,23 +16,10 @@ from .errors import NotMergeable
 
 _ACTIVATION_FILES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
-_ACTIVATION_NAMES = [
-    "relu",
-    "relu_",
-    "relu6",
-    "silu",
-    "gelu",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "mish",
-    "softplus",
-    "tanh",
-    "sigmoid",
-]
+_ACTIVATION_NAMES = (
+    "relu", "relu_", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "celu", "selu", "mish",
+    "softplus", "tanh", "sigmoid",
+)  # fmt: skip
 _ACTIVATION_CALLS = {getattr(home, n) for n in _ACTIVATION_NAMES for home in (F, torch) if hasattr(home, n)}
 _JOINS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.cat, torch.concat}
 _JOIN_METHODS = {"add", "add_", "sub", "sub_"}

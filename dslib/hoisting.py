@@ -146,7 +146,7 @@ def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
 
     Args:
         traced: a block from `tracing.trace`.
-        sizes: node name -> (H, W) of its input, from `tracing.input_sizes`.
+        sizes: node name -> (H, W) of its input, from `graphs.input_sizes`.
     """
     for node in list(traced.graph.nodes):
         layer = module_of(traced, node)

@@ -25,6 +25,7 @@ from .layers import free_layers, from_avgpool, from_batchnorm, from_conv, pad_si
 from .tracing import trace
 
 Shift = Callable[[Affine, Tensor], Affine]
+Seen = tuple[nn.Conv2d, Pair]  # a convolution, and its output's stride in the whole map
 
 # what is affine in the feature map -> the method of `Interpreter` that does it
 _CALLS: dict[Any, str] = {
@@ -39,28 +40,36 @@ _METHODS = {
 }  # fmt: skip
 
 
-def interpret(traced: fx.GraphModule, start: Affine, shift: Shift = affine.shift) -> Affine:
+def interpret(
+    traced: fx.GraphModule, start: Affine, shift: Shift = affine.shift, seen: list[Seen] | None = None
+) -> Affine:
     """The affine map that a block computes in eval, up to the activations at its very end, after the map `start`.
 
     Args:
         traced: a block from `tracing.trace`, its activations out, weights of any device; `meta` gives shapes only.
         start: what is applied before the block, as a rule `start_of(traced)`.
         shift: how a constant is added to a map; `linear_part` and `ones_response` have their own ways.
+        seen: a list to put the convolutions in that were passed.
     Returns:
         The map in float64 (on the CPU, or on `meta`).
     Raises:
         NotMergeable: naming the first operation that is not affine, its type and why.
     """
-    found = Interpreter(traced, shift).run(start)
+    interpreter = Interpreter(traced, shift)
+    found = interpreter.run(start)
+    if seen is not None:
+        seen += interpreter.seen
     if not isinstance(found, Affine):
         raise NotMergeable(f"the block gives a {type(found).__name__}: expected one feature map")
     return found
 
 
-def interpret_run(blocks: Sequence[fx.GraphModule], start: Affine, shift: Shift = affine.shift) -> Affine:
+def interpret_run(
+    blocks: Sequence[fx.GraphModule], start: Affine, shift: Shift = affine.shift, seen: list[Seen] | None = None
+) -> Affine:
     """As `interpret`, for blocks one after another."""
     for block in blocks:
-        start = interpret(block, start, shift)
+        start = interpret(block, start, shift, seen)
     return start
 
 
@@ -69,9 +78,9 @@ def start_of(channels: int, block: nn.Module) -> Affine:
     return affine.identity(channels, device="meta" if any(p.is_meta for p in block.parameters()) else "cpu")
 
 
-def linear_part(blocks: Sequence[fx.GraphModule], channels: int) -> Affine:
+def linear_part(blocks: Sequence[fx.GraphModule], channels: int, seen: list[Seen] | None = None) -> Affine:
     """The blocks without their constants, f(x) - f(0): zero padding then stands wherever it stands."""
-    return interpret_run(blocks, start_of(channels, blocks[0]), lambda whole, _: whole)
+    return interpret_run(blocks, start_of(channels, blocks[0]), lambda whole, _: whole, seen)
 
 
 def ones_response(blocks: Sequence[fx.GraphModule], channels: int) -> Affine:
@@ -80,18 +89,8 @@ def ones_response(blocks: Sequence[fx.GraphModule], channels: int) -> Affine:
     return interpret_run(blocks, Affine(one.new_zeros(channels, 1, 1, 1)), affine.shift_by_ones)
 
 
-def macs_per_output(blocks: Sequence[fx.GraphModule], channels: int) -> float:
-    """Multiply-accumulates of the blocks' convolutions per output pixel of the last, borders ignored; on `meta`."""
-    whole, seen = start_of(channels, blocks[0]), []
-    for block in blocks:
-        run = Interpreter(block, lambda value, _: value)
-        whole = run.run(whole)
-        seen += run.seen
-    return macs_of(seen, whole)
-
-
-def macs_of(seen: Sequence[tuple[nn.Conv2d, Pair]], whole: Affine) -> float:
-    """Multiply-accumulates of convolutions, each with its output's stride, per output pixel of `whole`."""
+def macs_of(seen: Sequence[Seen], whole: Affine) -> float:
+    """Multiply-accumulates of convolutions per output pixel of `whole`, borders ignored."""
     pixels = whole.stride[0] * whole.stride[1]
     return sum(conv.weight.numel() * pixels / (v * h) for conv, (v, h) in seen)
 
@@ -103,7 +102,7 @@ class Interpreter(fx.Interpreter):
         super().__init__(traced)
         self.extra_traceback = False
         self.traced, self.shift, self.ends = traced, shift, tail(traced)
-        self.seen: list[tuple[nn.Conv2d, Pair]] = []  # each convolution, and its output's stride
+        self.seen: list[Seen] = []
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value; a refusal names the node and its type."""

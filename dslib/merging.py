@@ -15,7 +15,7 @@ from .affine import Affine, Pair
 from .blocks import Shape, in_channels, input_shapes
 from .errors import MaskMismatch, NotMergeable, require
 from .graphs import after, bypass, first_conv, tail
-from .interpreting import interpret_run, linear_part, macs_per_output, ones_response, start_of
+from .interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
 from .masks import Plan
 from .merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
 
@@ -51,8 +51,9 @@ def merge(model: nn.Module, only: Only = None, image_size: int | None = None) ->
     The merged convolution takes over device, dtype, memory format, train flag and `requires_grad`; its state
     keys are `<site>.conv.weight` and `<site>.conv.bias`. Exact: the outputs equal those of the shrunk network in
     eval to rounding, borders included. Where the padding was not hoisted the border needs more than a
-    convolution: with `image_size` a bias for each position, right for images of that size only; without, a
-    channel of ones appended to the input, right for all sizes, and slower.
+    convolution: with `image_size` a bias for each position (`<site>.border.bias`), right for images of that size
+    only; without, a channel of ones appended to the input, right for all sizes, and slower. Neither has a
+    `<site>.conv.bias`.
 
     Args:
         model: a network from `shrink` (or `finetune`); left as it is.
@@ -128,11 +129,11 @@ def merge_blocks(
 def merge_cost(names: Sequence[str], blocks: Sequence[fx.GraphModule]) -> MergeCost:
     """The cost of linear blocks in a row before and after merging, without doing the merge's arithmetic."""
     ghosts = [copy.deepcopy(block).to("meta") for block in blocks]
-    whole = linear_part(ghosts, _channels(ghosts))
+    seen: list[Seen] = []
+    whole = linear_part(ghosts, _channels(ghosts), seen)
     weights = sum(m.weight.numel() for ghost in ghosts for m in ghost.modules() if isinstance(m, nn.Conv2d))
-    linear, merged = macs_per_output(ghosts, _channels(ghosts)), whole.weight.numel()
-    left = blocks[0].meta.get(LEFT_KEY, "")
-    return MergeCost("+".join(names), weights, merged, linear, float(merged), whole.kernel, left)
+    merged, left = whole.weight.numel(), blocks[0].meta.get(LEFT_KEY, "")
+    return MergeCost("+".join(names), weights, merged, macs_of(seen, whole), float(merged), whole.kernel, left)
 
 
 def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> list[tuple[str, ...]]:
@@ -172,7 +173,9 @@ def _with_border(
 
 def _response_to_zeros(blocks: Sequence[fx.GraphModule], input_shape: Shape) -> Tensor:
     """f(0), (1, C_out, H', W') in float64."""
-    exact = [copy.deepcopy(block).cpu().double().eval() for block in blocks]
+    exact = [copy.deepcopy(block).cpu().double() for block in blocks]
+    for block in exact:
+        block.eval()
     for node in tail(exact[-1]):
         bypass(exact[-1], node)
     exact[-1].recompile()

@@ -56,7 +56,9 @@ class Recipe:
         if self.mask is not None:
             plan = Plan(Mask(self.mask), tuple(tuple(run) for run in self.runs))
             model = shrink(model, plan, activation(self.boundary), self.image_size, self.hoist)
-        return (merge(model, self.merged, self.border_size) if self.merged else model).eval()
+        model = merge(model, self.merged, self.border_size) if self.merged else model
+        model.eval()  # some networks' train() returns nothing
+        return model
 
     def merge_into(
         self, model: nn.Module, only: Only = None, border_size: int | None = None

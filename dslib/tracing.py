@@ -1,4 +1,4 @@
-"""Blocks as graphs: recording a block's operations, and telling its activations and convolutions.
+"""Blocks as graphs: recording what a block does, and refusing what a graph would not show.
 
 Blocks are traced, not whole models: a model's own code outside its blocks may be as dynamic as it likes.
 A traced block is a `torch.fx.GraphModule` that shares its layers with the block it was traced from.

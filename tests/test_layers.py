@@ -155,7 +155,8 @@ def test_families_merge(name):
     assert sites.mergeable
     small = dslib.shrink(model, sites.mask([]), None, 96)
     x = torch.randn(1, 3, 96, 96, dtype=torch.float64)
-    merged = dslib.merge(small)
+    merged = dslib.merge(small, only=lambda cost: cost.weights_merged < 4e6)  # the others take half a minute
+    assert len(dslib.unmerged(merged)) < len(dslib.unmerged(small))
     assert ((merged(x) - small(x)).abs().max() / small(x).abs().max()).item() < 1e-10
     keeping = dslib.shrink(model, sites.mask(sites.names), None, 96)
     assert torch.equal(keeping(x), model(x))

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import dslib
+from dslib.cli import main
 
 HERE = Path(__file__).parent
 SCRIPT = Path(sys.executable).with_name("dslib")
@@ -37,11 +38,25 @@ def call(*words, cwd) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def refused(*words, cwd) -> str:
-    """The one line that a refused command prints."""
-    status, _, err = call(*words, cwd=cwd)
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in tmp_path; gives the one line that it is refused with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*words) -> str:
+        monkeypatch.setattr(sys, "argv", ["dslib", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        return one_line(capsys.readouterr().err)
+
+    return run
+
+
+def one_line(err: str) -> str:
     lines = [line for line in err.splitlines() if line.startswith("dslib: ")]
-    assert status == 2, err
     assert len(lines) == 1, err
     assert "Traceback" not in err
     return lines[0]
@@ -57,7 +72,7 @@ def npz(tmp_path):
     return tmp_path / "easy.npz"
 
 
-def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz):
+def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz, refused):
     words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", "--boundary", "ReLU6", *SHORT)
     status, out, err = call(*words, cwd=tmp_path)
     assert status == 0, err
@@ -83,7 +98,7 @@ def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz
     assert status == 0
     assert out.count("taken from") == 5
     assert (tmp_path / "r" / "merged.safetensors").stat().st_mtime_ns == stages
-    assert "holds a run with other settings (k" in refused(*words[: -len(SHORT)], "--k", "2", *SHORT, cwd=tmp_path)
+    assert "holds a run with other settings (k" in refused(*words[: -len(SHORT)], "--k", "2", *SHORT)
 
 
 def test_the_stages_one_by_one(tmp_path, npz):
@@ -143,7 +158,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
     assert (tmp_path / "r" / "record.json").exists()
 
 
-def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz):
+def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz, refused):
     (tmp_path / "mynet.py").write_text(
         "from conftest import Tiny\n\n\ndef net(num_classes):\n    return Tiny(num_classes)\n"
     )
@@ -151,11 +166,11 @@ def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz):
     words = ("--model", "mynet:net", "--weights", weights, "--data", npz, "--mask", "m.json", "--out", "s.json")
     dslib.Mask({f"blocks.{i}": i == 1 for i in range(3)}).save(tmp_path / "m.json")
     assert call("shrink", *words, cwd=tmp_path)[0] == 0
-    line = refused("finetune", "s.json", "--data", "digits", "--out", "d.json", cwd=tmp_path)
+    line = refused("finetune", "s.json", "--data", "digits", "--out", "d.json")
     assert "is for 2 classes (0, 1, ...), digits has 10" in line
 
 
-def test_plans_borders_and_export_on_the_command_line(tmp_path, npz):
+def test_plans_borders_and_export_on_the_command_line(tmp_path, npz, refused):
     """A run of sites, then exact borders of both kinds, each rebuilt from its recipe; ONNX at the end."""
     status, _, err = call("run", *MODEL, "--data", npz, "--k", "2", "--out", "r", *SHORT, cwd=tmp_path)
     assert status == 0, err
@@ -183,57 +198,45 @@ def test_plans_borders_and_export_on_the_command_line(tmp_path, npz):
         torch.testing.assert_close(nets["ones"](x), nets["kept"](x))
         torch.testing.assert_close(nets["bias"](x), nets["kept"](x))
     assert (tmp_path / "bias.onnx").stat().st_size > 0
-    assert "ending in .onnx or .pt2" in refused("export", "bias.json", "--out", "x.tflite", cwd=tmp_path)
-    assert "--cases: expected 1 or more" in refused("bench", "merge", "--cases", "0", cwd=tmp_path)
+    assert "ending in .onnx or .pt2" in refused("export", "bias.json", "--out", "x.tflite")
+    assert "--cases: expected 1 or more" in refused("bench", "merge", "--cases", "0")
     (tmp_path / "wrong.json").write_text('{"mask": {"blocks.0": true}, "runs": [["blocks.0", "blocks.1"]]}')
     assert "kept or unknown: blocks.0, blocks.1" in refused(
-        "shrink", *trained, "--plan", "wrong.json", "--out", "w.json", cwd=tmp_path
+        "shrink", *trained, "--plan", "wrong.json", "--out", "w.json"
     )
 
 
-def test_bad_input_is_one_line(tmp_path, npz):
+def test_bad_input_is_one_line(tmp_path, npz, refused):
     run = ("run", *MODEL, "--data", npz, "--out", "r", *SHORT)
-    assert "expected 0 to 3 for this network, found 4" in refused(*run, "--k", "4", cwd=tmp_path)
-    assert "found -1" in refused(*run, "--k", "-1", cwd=tmp_path)
-    assert "unknown model 'mobilnet'" in refused("sites", "--model", "mobilnet", cwd=tmp_path)
-    assert "NAME=VALUE" in refused("sites", "--model", "resnet18", "--model-option", "x", cwd=tmp_path)
-    assert "Missing option '--k'" in refused(
-        "run", "--model", "resnet18", "--data", "digits", "--out", "q", cwd=tmp_path
-    )
+    status, _, err = call(*run, "--k", "4", cwd=tmp_path)
+    assert status == 2
+    assert "expected 0 to 3 for this network, found 4" in one_line(err)
+    assert "found -1" in refused(*run, "--k", "-1")
+    assert "unknown model 'mobilnet'" in refused("sites", "--model", "mobilnet")
+    assert "NAME=VALUE" in refused("sites", "--model", "resnet18", "--model-option", "x")
+    assert "Missing option '--k'" in refused("run", "--model", "resnet18", "--data", "digits", "--out", "q")
     other = tuple("nowhere.npz" if word == npz else word for word in run)
-    assert "unknown dataset 'nowhere.npz'" in refused(*other, "--k", "1", cwd=tmp_path)
-    assert "rounds: expected 1 or more" in refused(*run, "--k", "1", "--rounds", "0", cwd=tmp_path)
-    assert "momentum: expected 0 to 1" in refused(*run, "--k", "1", "--search-momentum", "-1", cwd=tmp_path)
-    assert "does not run on 64 x 64" in refused(
-        "sites", "--model", "vit_tiny_patch16_224", "--image-size", "64", cwd=tmp_path
+    assert "unknown dataset 'nowhere.npz'" in refused(*other, "--k", "1")
+    assert "rounds: expected 1 or more" in refused(*run, "--k", "1", "--rounds", "0")
+    assert "momentum: expected 0 to 1" in refused(*run, "--k", "1", "--search-momentum", "-1")
+    assert "does not run on 64 x 64" in refused("sites", "--model", "vit_tiny_patch16_224", "--image-size", "64")
+    assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9")
+    assert "expected either --mask (--plan), or --search with --k" in refused(
+        "shrink", *MODEL[:2], "--weights", str(_weights(tmp_path)), "--data", npz, "--out", "s.json"
     )
-    assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9", cwd=tmp_path)
-    assert "expected either --mask, or --search with --k" in refused(
-        "shrink",
-        *MODEL[:2],
-        "--weights",
-        str(_weights(tmp_path)),
-        "--data",
-        npz,
-        "--out",
-        "s.json",
-        cwd=tmp_path,
-    )
-    assert "is not trained for the 2 classes" in refused(
-        "search", *MODEL, "--data", npz, "--out", "s.json", cwd=tmp_path
-    )
-    assert "no file" in refused("merge", "nowhere.json", "--out", "m.json", cwd=tmp_path)
+    assert "is not trained for the 2 classes" in refused("search", *MODEL, "--data", npz, "--out", "s.json")
+    assert "no file" in refused("merge", "nowhere.json", "--out", "m.json")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     other = tuple("full" if word == "r" else word for word in run)
-    assert "is not empty and holds no run" in refused(*other, "--k", "1", cwd=tmp_path)
+    assert "is not empty and holds no run" in refused(*other, "--k", "1")
     assert (tmp_path / "full" / "mine.txt").exists()
     (tmp_path / "file").write_text("")
     other = tuple("file/r" if word == "r" else word for word in run)
-    assert "cannot write" in refused(*other, "--k", "1", cwd=tmp_path)
+    assert "cannot write" in refused(*other, "--k", "1")
 
 
-def test_a_network_without_mergeable_site_is_refused_before_it_is_trained(tmp_path, npz):
+def test_a_network_without_mergeable_site_is_refused_before_it_is_trained(tmp_path, npz, refused):
     words = (
         "run",
         "--model",
@@ -250,7 +253,7 @@ def test_a_network_without_mergeable_site_is_refused_before_it_is_trained(tmp_pa
         "r",
     )
     started = time.monotonic()
-    assert "no mergeable site" in refused(*words, cwd=tmp_path)
+    assert "no mergeable site" in refused(*words)
     assert time.monotonic() - started < 120
 
 

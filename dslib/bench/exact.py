@@ -28,8 +28,8 @@ def record_exact(
 ) -> Record:
     """Some sites' activations out and merged with exact borders, against the original, over all photos.
 
-    The original's activation modules are replaced by `nn.Identity` and nothing else is done to it: no tracing, no
-    rewriting. Its logits are what both kinds of exact border are compared with.
+    The original's activation modules are replaced by `nn.Identity` and nothing else is done to it; a graph
+    only tells their names. Its logits are what both kinds of exact border are compared with.
 
     Args:
         model: name of a network with default weights whose activations are modules of their own.
@@ -38,7 +38,8 @@ def record_exact(
         removed: the sites.
     """
     loaded = load_data(data, image_size)
-    original = load_model(model, loaded.classes, "default").model.eval()
+    original = load_model(model, loaded.classes, "default").model
+    original.eval()
     sites = find_sites(original, image_size)
     mask = sites.mask([name for name in sites.names if name not in removed])
     torn = without_activations(original, mask.removed)
