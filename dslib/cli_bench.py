@@ -70,7 +70,8 @@ def borders_bench(model: str, image_size: int, batch_size: int, rounds: int, out
     record = record_borders(model, image_size, batch_size, rounds)
     for name, value in record.values["networks"].items():
         click.echo(f"{name:8} {value['latency_ms']:.2f} ms per batch, {value['times_hoisted']:.3f} x hoisted")
-    click.echo(f"merged {record.values['sites']} sites in {record.values['merge_seconds']:.2f} s")
+    seconds = ", ".join(f"{s:.2f}" for s in record.values["merge_seconds"])
+    click.echo(f"merged {record.values['sites']} sites, {len(record.values['merge_seconds'])} times, in {seconds} s")
     _write(record, out)
 
 

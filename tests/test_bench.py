@@ -80,7 +80,8 @@ def test_borders_are_measured_in_one_run():
     values = record_borders("mobilenet_v2", 32, 1, 3).values
     assert set(values["networks"]) == {"hoisted", "bias", "ones"}
     assert values["networks"]["hoisted"]["times_hoisted"] == 1.0
-    assert (values["sites"], values["merge_seconds"] > 0) == (17, True)
+    assert values["sites"] == 17
+    assert min(values["merge_seconds"]) > 0
 
 
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")
