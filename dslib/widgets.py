@@ -35,12 +35,13 @@ def explore(
     return ipywidgets.VBox(children)
 
 
-def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str) -> VBox:
+def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str, start: str | None = None) -> VBox:
     """Two sliders over precomputed panes; the page moves both without a kernel.
 
     Args:
         panes: value of the first -> value of the second -> HTML; every first value has the same second ones.
         first, second: what the sliders are over.
+        start: the first's value that is shown first; default its first.
     """
     import ipywidgets
 
@@ -48,7 +49,7 @@ def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str)
     inner_values = list(next(iter(panes.values())))
     require(all(list(row) == inner_values for row in panes.values()),
             f"explore_two: every row needs the same values of {second!r}: {', '.join(inner_values)}")  # fmt: skip
-    outer, inner = _slider(list(panes), first, None), _slider(inner_values, second, None)
+    outer, inner = _slider(list(panes), first, start), _slider(inner_values, second, None)
     rows = [_stack([_pane(pane) for pane in row.values()], inner) for row in panes.values()]
     return ipywidgets.VBox([outer, inner, _stack(rows, outer)])
 
