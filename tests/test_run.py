@@ -135,7 +135,8 @@ def test_the_stages_one_by_one(tmp_path, npz):
 def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(tmp_path, npz):
     long = tuple("400" if word == "2" and SHORT[i - 1] == "--finetune-epochs" else word for i, word in enumerate(SHORT))
     words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *long)
-    process = start(*words, cwd=tmp_path)
+    # a job that a shell put into the background ignores SIGINT, and so would its children
+    process = start(*words, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     partial = tmp_path / "r" / "finetune.partial.safetensors"
     deadline = time.monotonic() + 300
     while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
