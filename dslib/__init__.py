@@ -1,8 +1,10 @@
 """DepthShrinker, the package: find sites, search, shrink, finetune, and merge exactly.
 
 The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune` -> `merge`; `run` does it all.
+Without labels or training: `find_sites` -> `planning.rank` -> `calibrate`.
 """
 
+from .calibration import calibrate
 from .datasets import load_data
 from .errors import DslibError
 from .exporting import export
@@ -32,6 +34,7 @@ __all__ = [
     "Run",
     "Search",
     "Train",
+    "calibrate",
     "count_macs",
     "count_parameters",
     "evaluate",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .cli_bench import bench
+from .cli_calibrate import calibrate_command
 from .cli_options import data_options, image_size_option, network_options, parse_options, settings
 from .errors import BadConfig, BadModel, DslibError
 from .finetuning import Finetune
@@ -52,6 +53,7 @@ def app() -> None:
 
 
 app.add_command(bench)
+app.add_command(calibrate_command)
 
 
 @app.command("sites")

@@ -26,8 +26,9 @@ def settings(
             default = getattr(defaults, field.name) if defaults is not None else field.default
             kind = str(field.type)
             given = {"required": True} if default is MISSING else {"default": default, "show_default": True}
-            given |= {"is_flag": True} if kind == "bool" else {"type": TYPES[kind]}
+            given |= {} if kind == "bool" else {"type": TYPES[kind]}
             name = f"--{prefix}{field.name}".replace("_", "-")
+            name += name.replace("--", "/--no-", 1) if kind == "bool" else ""
             option = click.option(name, help=texts.get(field.name, ""), **given)
             command = option(command)
         return command

@@ -6,6 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,29 @@ def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = Fal
     raise BadData(
         f"{nearest('dataset', name, NAMES)}; or give a folder with train/ and val/, or a .npz file that exists"
     )
+
+
+def load_photos(
+    path: Path | str, image_size: int = 128, count: int | None = None, skip_corrupt: bool = False, seed: int = 0
+) -> Split:
+    """Photos of a folder and of all folders in it, unlabelled (their labels are -1).
+
+    Args:
+        path: of the folder.
+        image_size: side in pixels.
+        count: at most so many, chosen at random with `seed`; default all.
+        skip_corrupt, seed: as for `load_data`; of the choice.
+    Raises:
+        BadData: if there is no such folder, or it holds no images or corrupt ones.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
+    require(bool(files), f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none", BadData)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
+    samples = [(files[i], -1) for i in order]
+    folder: Any = SimpleNamespace(root=path, samples=samples, targets=[-1] * len(samples))
+    return _read_all(folder, _centre(image_size, ""), skip_corrupt)
 
 
 def data_folders() -> list[Path]:

@@ -31,7 +31,7 @@ from .merging import SITE_KEY
 from .tracing import check_layers, trace
 
 
-def fold(model: nn.Module, images: Tensor) -> nn.Module:
+def fold(model: nn.Module, images: Tensor, branches: bool = True) -> nn.Module:
     """A copy, in eval, with parallel branches and BatchNorms folded into convolutions.
 
     Folded are the parallel branches at the beginning of a block, where that costs no more multiply-accumulates
@@ -42,6 +42,7 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
     Args:
         model: the network; left as it is.
         images: (N, C, H, W), any values; on the network's device.
+        branches: False folds BatchNorms only; then every convolution stays under its name.
     Raises:
         DslibError: if no folded copy agrees with the network, or its output is not finite.
         BadModel: if weights are quantised, or computed from others.
@@ -55,12 +56,12 @@ def fold(model: nn.Module, images: Tensor) -> nn.Module:
         expected = _outputs(plain(images))
         require(all(bool(t.isfinite().all()) for t in expected), "the network's output is not finite: its weights are "
                 "damaged, or the images are", DslibError)  # fmt: skip
-        for branches in (True, False):
+        for also_branches in (True, False) if branches else (False,):
             try:
-                folded = _folded(plain, images, branches)
+                folded = _folded(plain, images, also_branches)
                 found = _outputs(folded(images))
             except Exception:  # the user's code runs: it may look into a block whose branches were folded away
-                if not branches:
+                if not also_branches:
                     raise
                 continue
             if _agree(found, expected):

@@ -41,6 +41,10 @@ LAYERS = [
     "profiling",
     "training",
     "searching",
+    "least_squares",
+    "stations",
+    "calibration",
+    "planning",
     "finetuning",
     "recipes",
     "exporting",
@@ -50,6 +54,7 @@ LAYERS = [
     "bench",
     "cli_options",
     "cli_bench",
+    "cli_calibrate",
     "cli",
 ]
 

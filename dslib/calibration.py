@@ -1,0 +1,245 @@
+"""Calibration: a shrunk network in seconds, from unlabelled images, without training.
+
+Each removed block becomes the one convolution that best reproduces the block *with* its activations, by ridge least
+squares: one block after another from the input on, on the inputs that the network compressed so far gives, against
+what the original network makes of the same images. The kept blocks after them are adjusted in the same way by their
+last convolution, which takes back some of the error. Ours; the paper starts from activations torn out.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from .blocks import in_channels, site_names
+from .errors import BadConfig, BadData, DslibError, NotTraceable, first_line, require
+from .folding import fold
+from .graphs import dtype_of
+from .least_squares import Sums
+from .masks import Mask, Plan
+from .measuring import tune_allocator
+from .merging import merge, removed_groups
+from .shrinking import shrink
+from .splits import FolderSplit, Split
+from .stations import Opened, Station, call_order, last_convolution, shares, targets_at, values_at
+from .tracing import trace
+
+Images = Tensor | Split | FolderSplit
+Batches = Callable[[int], Iterator[Tensor]]
+IMAGE_BYTES = 2**30  # held at most as floats
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Settings of a calibration.
+
+    Args:
+        ridge: added to the least squares, as a share of the mean square of the convolution's inputs.
+        positions: at most so many output positions of a block are used, spread over all images.
+        refit: whether kept blocks after a removed one are adjusted by their last convolution.
+        batch_size: images a batch; halved where the device's memory does not hold it.
+        seed: of the choice of positions.
+    """
+
+    ridge: float = 1e-3
+    positions: int = 150_000
+    refit: bool = True
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.ridge > 0, f"ridge: expected more than 0, found {self.ridge}")
+        require(self.positions > 0, f"positions: expected 1 or more, found {self.positions}")
+        require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
+
+
+class Calibrated(NamedTuple):
+    """A merged network in eval, and for each block that was fitted the error that is left.
+
+    `errors`: site name -> norm of the difference from the original block's output (the residual taken off), relative
+    to that output's own (its mean taken off); of a run, its last site's.
+    """
+
+    model: nn.Module
+    errors: dict[str, float]
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, mask: Mask | Plan, images: Images, config: Calibrate | None = None, progress: bool = True
+) -> Calibrated:
+    """The network with each removed site (or run) as one convolution, fitted to what it did with its activations.
+
+    Args:
+        model: the network; left as it is.
+        mask: which sites to remove, and which of them together.
+        images: unlabelled: (N, C, S, S) as the network takes them, or a split of a dataset.
+        config: the settings.
+        progress: show a bar.
+    Returns:
+        The merged network, with the state keys that `merge` gives, so that a `Recipe` rebuilds it; and the errors.
+    Raises:
+        BadData: if there are no images, or they are not finite or not of the network's shape.
+        NotMergeable, MaskMismatch: as `shrink`.
+        DslibError: naming the block, if what it computes is not finite.
+    """
+    config = config or Calibrate()
+    batches = _batches(images, model)
+    tune_allocator()
+    while True:
+        try:
+            return _calibrated(model, mask, batches, len(images), config, progress)
+        except torch.OutOfMemoryError as error:
+            require(
+                config.batch_size > 1, f"the device's memory does not hold one image ({first_line(error)})", DslibError
+            )
+            config = replace(config, batch_size=config.batch_size // 2)
+            warnings.warn(f"out of memory: begun again with {config.batch_size} images a batch", stacklevel=2)
+
+
+def _calibrated(
+    model: nn.Module, mask: Mask | Plan, batches: Batches, count: int, config: Calibrate, progress: bool
+) -> Calibrated:
+    first = next(iter(batches(1)))
+    original, small = copy.deepcopy(model), copy.deepcopy(model)
+    original.eval()
+    small = _start(small, mask, first.shape[-1])
+    stations, kept = _open(original, small, mask, first, config.refit)
+    networks = Networks(fold(original, first, branches=False), fold(small, first, branches=False), small)
+    stations = [station for station in stations if station.is_folded(networks.fast)]
+    positions = max(1, config.positions // count)
+    errors: dict[str, float] = {}
+    bar = tqdm(total=len(stations), desc="calibrate", leave=False, disable=None if progress else True)
+    for some in shares(stations, networks.original, first, positions, count):
+        targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
+        for station in some:
+            sums = Sums(networks.conv(station), positions, config.seed)
+            for i, images in enumerate(batches(config.batch_size)):
+                found, read = values_at(networks.fast, images, station)
+                sums.add(read, found, targets[station.name][i], i)
+            errors[station.name] = _solved(station, sums, networks, config)
+            del targets[station.name]
+            bar.update()
+    bar.close()
+    for name, block in kept.items():
+        small.set_submodule(name, block)
+    return Calibrated(small, {s.name: errors[s.name] for s in stations if s.removed})
+
+
+class Networks(NamedTuple):
+    """The original and the small network, BatchNorms folded, which is quicker; and the small one to be returned."""
+
+    original: nn.Module
+    fast: nn.Module
+    small: nn.Module
+
+    def conv(self, station: Station) -> nn.Conv2d:
+        """The folded convolution of a station."""
+        found = self.fast.get_submodule(station.conv)
+        assert isinstance(found, nn.Conv2d)
+        return found
+
+
+def logits_of(model: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
+    """The network's outputs in eval for images as `calibrate` takes them, (N, classes) float32 on the CPU."""
+    batches = _batches(images, model)
+    model = copy.deepcopy(model)
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(part).float().cpu() for part in batches(batch_size)])
+
+
+def _start(small: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
+    """The merged network to begin with: of each removed block only what passes by its convolutions, as a residual."""
+    small = shrink(small, mask, image_size=image_size)
+    small.eval()
+    for blocks in removed_groups(small).values():
+        for conv in (m for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d)):
+            conv.weight.zero_()
+    return merge(small)
+
+
+def _open(
+    original: nn.Module, small: nn.Module, mask: Mask | Plan, first: Tensor, refit: bool
+) -> tuple[list[Station], dict[str, nn.Module]]:
+    """What is to be fitted, in the order of the forward pass; and the kept blocks to put back in the end."""
+    plan = mask if isinstance(mask, Plan) else Plan(mask)
+    stations: dict[str, Station] = {}
+    kept: dict[str, nn.Module] = {}
+    for names in plan.groups:
+        original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
+        conv = f"{names[0]}.conv"
+        stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
+    inside = {name for names in plan.groups for name in names}
+    for name in site_names(model=original) if refit else ():
+        if name in inside or any(name.startswith(f"{other}.") for other in inside):
+            continue
+        try:
+            traced = _traced(small, name)
+            theirs = Opened(_traced(original, name))
+        except NotTraceable:
+            continue  # it stays as it is
+        ours = Opened(traced)
+        found = last_convolution(ours.body)
+        if found is None:
+            continue
+        kept[name] = small.get_submodule(name)
+        small.set_submodule(name, ours)
+        original.set_submodule(name, theirs)
+        body = f"{name}.body"
+        batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
+        stations[name] = Station(name, f"{body}.{found.conv}", body, body, removed=False, batchnorm=batchnorm)
+    order = call_order(original, {name: s.target for name, s in stations.items()}, first)
+    removed = [i for i, name in enumerate(order) if stations[name].removed]
+    chosen = [stations[n] for i, n in enumerate(order) if stations[n].removed or (removed and i > removed[0])]
+    return chosen, kept
+
+
+def _traced(model: nn.Module, name: str) -> fx.GraphModule:
+    return trace(model.get_submodule(name), name)
+
+
+def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate) -> float:
+    """Change the station's convolution in both small networks; returns the relative error that is left."""
+    if not sums.is_finite():
+        raise DslibError(f"{station.name}: its output is not finite on these images: the network's weights are damaged")
+    if sums.count < sums.unknowns:
+        warnings.warn(
+            f"{station.name}: {sums.count} positions for {sums.unknowns} unknowns: give more images", stacklevel=5
+        )
+    weight, bias, error = sums.solve(config.ridge)
+    station.change(networks.fast, networks.small, weight, bias)
+    return error
+
+
+def _batches(images: Images, model: nn.Module) -> Batches:
+    """Batches of a size, on the network's device, checked; held as floats where they are not too many."""
+    require(isinstance(images, (Tensor, Split, FolderSplit)),
+            f"images: expected a tensor (N, C, S, S) or a split, found {type(images).__name__}", BadConfig)  # fmt: skip
+    require(len(images) > 0, "images: expected one or more, found none", BadData)
+    device, dtype, channels = next(model.parameters()).device, dtype_of(model), in_channels(model)
+    if not isinstance(images, Tensor):
+        shape = next(images.batches(1))[0].shape
+        if 4 * len(images) * shape[1:].numel() <= IMAGE_BYTES:
+            images = torch.cat([part for part, _ in images.batches(256)])
+    if isinstance(images, Tensor):
+        good = images.ndim == 4 and images.shape[1] == channels and images.shape[2] == images.shape[3]
+        require(good and images.is_floating_point(),
+                f"images: expected normalised floats of shape (N, {channels}, S, S), found {images.dtype} "
+                f"{tuple(images.shape)}", BadData)  # fmt: skip
+        require(bool(images.isfinite().all()), "images: some values are NaN or infinite", BadData)
+
+    def batches(size: int) -> Iterator[Tensor]:
+        parts = images.split(size) if isinstance(images, Tensor) else (x for x, _ in images.batches(size))
+        for part in parts:
+            yield part.to(device, dtype)
+
+    return batches

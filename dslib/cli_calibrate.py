@@ -1,0 +1,85 @@
+"""The command line: `dslib calibrate`, for people without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .calibration import Calibrate
+from .cli_options import network_options, parse_options, settings
+from .errors import BadConfig, require
+
+
+@click.command("calibrate")
+@network_options("default")
+@click.option("--images", required=True, help="A folder of photos (labels are not needed), or a dataset's name.")
+@click.option("--count", default=2048, show_default=True, help="Images used.")
+@click.option("--image-size", type=int, help="Side in pixels; default 128, for small datasets their own.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping.")
+@click.option("--k", type=int, help="Sites to keep, the most important ones; they are ranked first (or --ranking).")
+@click.option("--ranking", type=Path, help="A ranking or search made before; written here if it does not exist.")
+@click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
+@click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@settings(Calibrate)
+@click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
+def calibrate_command(
+    model: str, weights: str, options: tuple[str, ...], images: str, count: int, image_size: int | None,
+    skip_corrupt: bool, k: int | None, ranking: Path | None, mask_file: Path | None, rank_count: int, device: str,
+    out: Path, refit: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Shrink and merge a trained network in seconds, from unlabelled photos, without training."""
+    import dslib
+
+    from .calibration import logits_of
+    from .planning import agreement, rank
+    from .running import pick_device
+
+    require((k is None) != (mask_file is None), "expected either --k or --mask (--plan)", BadConfig)
+    require(count > 0 and rank_count > 0, f"expected one or more images, found {count} and {rank_count}", BadConfig)
+    config = Calibrate(refit=refit, **given)
+    photos, held, classes, size = _photos(images, count, image_size, skip_corrupt)
+    loaded = dslib.load_model(model, classes, weights, parse_options(options))
+    require(loaded.trained, f"{model} with weights {weights!r} is not trained for these images: give weights that are")
+    network = loaded.model.to(pick_device(device))
+    network.eval()
+    if mask_file is not None:
+        plan = dslib.Plan.load(mask_file)
+    else:
+        sites = dslib.find_sites(network, size)
+        sites.check_k(k)  # type: ignore[arg-type]
+        if ranking is not None and ranking.exists():
+            found = dslib.Found.load(ranking)
+        else:
+            found = rank(network, sites, photos.first(rank_count), config)
+            if ranking is not None:
+                found.save(ranking)
+        plan = dslib.Plan(found.mask(k))  # type: ignore[arg-type]
+    done = dslib.calibrate(network, plan, photos, config)
+    names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
+    runs = tuple(map(tuple, plan.runs))
+    merged = tuple("+".join(group) for group in plan.groups)
+    recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), runs=runs, merged=merged)
+    click.echo(repr(plan.mask))
+    click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))
+    if held is not None:
+        before, after = (dslib.evaluate(net, held) for net in (network, done.model))
+        click.echo(f"accuracy {after:.2%} (before {before:.2%})")
+    else:
+        same = agreement(*(logits_of(net, photos, config.batch_size) for net in (done.model, network)))
+        click.echo(f"agrees with the original on {same:.2%} of the photos that it was made with (no labels were found)")
+    click.echo(f"written: {dslib.save(out, done.model, recipe)}")
+
+
+def _photos(images: str, count: int, image_size: int | None, skip_corrupt: bool) -> tuple[Any, Any, Any, int]:
+    """Images to calibrate with; a labelled split and class names, if there are any; the image size."""
+    from .datasets import load_data, load_photos
+
+    path = Path(images).expanduser()
+    if path.is_dir() and not (path / "train").is_dir():
+        size = image_size or 128
+        return load_photos(path, size, count, skip_corrupt), None, None, size
+    data = load_data(images, image_size, skip_corrupt)
+    return data.train.first(count), data.val, data.classes, data.image_size

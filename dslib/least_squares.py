@@ -1,0 +1,103 @@
+"""Ridge least squares for the weights of a convolution, from sums over batches: memory does not grow with images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import padding_of
+
+
+class Sums:
+    """The sums that least squares needs, for a change of a convolution's weight and bias.
+
+    Args:
+        conv: the convolution, of any kernel, stride, dilation and groups.
+        positions: output positions used of each image, the same for the images of a batch.
+        seed: of their choice.
+    """
+
+    def __init__(self, conv: nn.Conv2d, positions: int, seed: int) -> None:
+        self.conv, self.positions, self.seed = conv, positions, seed
+        self.unknowns = conv.weight[0].numel() + 1
+        self.count = 0
+        device = conv.weight.device if conv.weight.device.type != "mps" else torch.device("cpu")  # has no float64
+        per_group = conv.out_channels // conv.groups
+        self.inputs = _zeros(device, conv.groups, self.unknowns, self.unknowns)
+        self.both = _zeros(device, conv.groups, self.unknowns, per_group)
+        self.square, self.total = _zeros(device), _zeros(device, conv.out_channels)
+
+    def add(self, x: Tensor, found: Tensor, wanted: Tensor, batch: int) -> None:
+        """A batch.
+
+        Args:
+            x: the convolution's input, (N, C_in, H, W).
+            found: the output that is to be changed, (N, C_out, H', W').
+            wanted: what it should be at the positions that `pick` chooses, (N * positions, C_out).
+            batch: its number, which with the seed decides on the positions.
+        """
+        some = places(found.shape[2] * found.shape[3], self.positions, self.seed, batch).to(x.device)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        a = self._patches(x.to(precise), some, found.shape[3])
+        y = (wanted - pick(found, self.positions, self.seed, batch)).to(precise)
+        y_grouped = y.reshape(len(y), self.conv.groups, -1).transpose(0, 1)
+        self.inputs.add_((a.mT @ a).to(self.inputs.device))
+        self.both.add_((a.mT @ y_grouped).to(self.inputs.device))
+        self.square += y.double().square().sum().to(self.inputs.device)
+        self.total += y.double().sum(0).to(self.inputs.device)
+        self.count += len(y)
+
+    def is_finite(self) -> bool:
+        """Whether all that was added was."""
+        return bool(self.inputs.isfinite().all() and self.both.isfinite().all())
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+        """The change of the weight (C_out, C_in / groups, k_v, k_h), of the bias (C_out,), and the error left over.
+
+        Args:
+            ridge: as a share of the mean square of the inputs; keeps the change small, the bias's excepted.
+        Returns:
+            The error: the norm of what is not explained, relative to that of the wanted change less its mean.
+        """
+        squares = self.inputs.diagonal(dim1=1, dim2=2)
+        ridges = ridge * squares[:, :-1].mean(1).clamp_min(1e-12)
+        squares[:, :-1] += ridges[:, None]
+        solution = torch.cholesky_solve(self.both, torch.linalg.cholesky(self.inputs))
+        squares[:, :-1] -= ridges[:, None]
+        left = self.square - 2 * (solution * self.both).sum() + (solution * (self.inputs @ solution)).sum()
+        spread = self.square - self.total.square().sum() / max(self.count, 1)
+        error = (left.clamp_min(0) / spread.clamp_min(1e-30)).sqrt().item()
+        conv, (k_v, k_h) = self.conv, self.conv.kernel_size
+        weight = solution[:, :-1].reshape(conv.groups, k_v, k_h, -1, solution.shape[2]).permute(0, 4, 3, 1, 2)
+        return weight.reshape(conv.weight.shape), solution[:, -1].reshape(-1), error
+
+    def _patches(self, x: Tensor, some: Tensor, width: int) -> Tensor:
+        """What the convolution reads at some output positions, and a one: (groups, N * positions, unknowns)."""
+        conv = self.conv
+        x = F.pad(x, padding_of(conv, (x.shape[2], x.shape[3]))).permute(0, 2, 3, 1)
+        axes = zip((some // width, some % width), conv.stride, conv.dilation, conv.kernel_size, strict=True)
+        rows, columns = (at[:, None] * s + d * torch.arange(k, device=x.device) for at, s, d, k in axes)
+        read = x[:, rows[:, :, None], columns[:, None, :]]  # N, positions, k_v, k_h, C_in
+        read = read.reshape(len(x) * len(some), -1, conv.groups, x.shape[3] // conv.groups)
+        flat = read.permute(2, 0, 1, 3).reshape(conv.groups, len(read), -1)
+        return F.pad(flat, (0, 1), value=1.0)
+
+
+def _zeros(device: torch.device, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=device)
+
+
+def pick(output: Tensor, positions: int, seed: int, batch: int) -> Tensor:
+    """An output (N, C, H, W) at some positions, the same for the images of a batch: (N * positions, C)."""
+    n, channels, height, width = output.shape
+    some = places(height * width, positions, seed, batch).to(output.device)
+    return output.permute(0, 2, 3, 1).reshape(n, height * width, channels)[:, some].reshape(-1, channels)
+
+
+def places(total: int, positions: int, seed: int, batch: int) -> Tensor:
+    """Numbers of the positions used of `total`: all, or so many at random."""
+    if positions >= total:
+        return torch.arange(total)
+    generator = torch.Generator().manual_seed(seed * 100_003 + batch)
+    return torch.randperm(total, generator=generator)[:positions]

@@ -1,0 +1,311 @@
+"""Calibration: least squares from images alone; and planning with it."""
+
+import copy
+import itertools
+import sys
+
+import pytest
+import torch
+from conftest import Block, Tiny, build, randomise_batchnorm
+from torch import nn
+
+import dslib
+from dslib import calibration
+from dslib.calibration import Calibrate, calibrate, logits_of
+from dslib.errors import BadConfig, BadData, DslibError, MaskMismatch
+from dslib.least_squares import Sums, pick
+from dslib.planning import agreement, cheapest, divergence, rank
+from dslib.profiling import CostTable
+from dslib.searching import Found
+from dslib.stations import Opened, last_convolution
+from dslib.tracing import trace
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def maps_after(model: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+    """What a module gives in a forward pass."""
+    found = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: found.append(output))
+    model(x)
+    hook.remove()
+    return found[0]
+
+
+def photos(n=96, size=32):
+    return torch.randn(n, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+SHAPES = {
+    "plain": {}, "stride": {"stride": 2}, "dilation": {"dilation": 2}, "groups": {"groups": 2},
+    "uneven": {"kernel_size": (1, 5), "padding": (0, 2)}, "none": {"padding": 0}, "same": {"padding": "same"},
+}  # fmt: skip
+
+
+class Straight(nn.Module):
+    """A block whose activation never bends these inputs, so that one convolution can be all of it."""
+
+    def __init__(self, **options):
+        super().__init__()
+        groups = options.get("groups", 1)
+        self.a = nn.Conv2d(4, 8, **({"kernel_size": 3, "padding": options.get("dilation", 1), "bias": False} | options))
+        self.bn_a, self.b, self.bn_b = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1, groups=groups), nn.BatchNorm2d(4)
+        self.act = nn.Hardtanh(-1e6, 1e6)
+        self.residual = self.a(torch.zeros(1, 4, 12, 12)).shape[2:] == (12, 12)
+
+    def forward(self, x):
+        y = self.bn_b(self.b(self.act(self.bn_a(self.a(x)))))
+        return y + x if self.residual else y
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_is_a_convolution_is_found_exactly(name):
+    block = Straight(**SHAPES[name])
+    model = randomise_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), block, nn.Flatten(), nn.LazyLinear(5))).double()
+    x = photos(48, 12)
+    model(x)
+    model.eval()
+    done = calibrate(model, dslib.Mask({"1": False}), x, Calibrate(ridge=1e-12))
+    torch.testing.assert_close(done.model(x), model(x), rtol=0, atol=1e-6)
+    assert done.errors["1"] < 1e-4
+    assert done.model[1].conv.groups == SHAPES[name].get("groups", 1)
+
+
+def test_sums_are_least_squares():
+    """Against torch's own, over all positions and a few."""
+    conv = nn.Conv2d(2, 3, 3, 2, 1).double()
+    x, wanted = torch.randn(6, 2, 9, 9, dtype=torch.float64), torch.randn(6, 3, 5, 5, dtype=torch.float64)
+    for positions in (100, 4):
+        sums = Sums(conv, positions, seed=1)
+        for i in range(2):
+            part = slice(3 * i, 3 * i + 3)
+            sums.add(x[part], torch.zeros_like(wanted[part]), pick(wanted[part], positions, 1, i), i)
+        weight, bias, error = sums.solve(1e-13)
+        a = torch.cat([nn.functional.unfold(p, 3, padding=1, stride=2) for p in x.split(3)])
+        rows = torch.cat([pick(p.unflatten(2, (5, 5)), positions, 1, i) for i, p in enumerate(a.split(3))])
+        y = torch.cat([pick(p, positions, 1, i) for i, p in enumerate(wanted.split(3))])
+        expected = torch.linalg.lstsq(torch.cat([rows, torch.ones(len(rows), 1)], 1), y).solution
+        torch.testing.assert_close(weight.reshape(3, -1).T, expected[:-1], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(bias, expected[-1], rtol=1e-5, atol=1e-6)
+        left = y - torch.cat([rows, torch.ones(len(rows), 1)], 1) @ expected
+        assert error == pytest.approx((left.norm() / (y - y.mean(0)).norm()).item(), rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.* positions for .* unknowns")
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny", "resnet18", "timm/tf_efficientnet_lite0"])
+def test_calibrated_is_nearer_than_torn_out(name, tiny):
+    size = 32 if name == "tiny" else 64
+    model, x = tiny if name == "tiny" else build(name), photos(64, size)
+    sites = dslib.find_sites(model, size)
+    mask = sites.mask(sites.names[2:])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    last = sites.names[-1]
+    expected = maps_after(model, last, x)
+    torn = relative(maps_after(dslib.merge(dslib.shrink(model, mask, None, size)), last, x), expected)
+    alone, adjusted = (calibrate(model, mask, x, Calibrate(refit=refit)) for refit in (False, True))
+    assert set(alone.errors) == set(mask.removed)
+    assert all(0 < error < 1 for error in alone.errors.values())
+    found = relative(maps_after(alone.model, last, x), expected)
+    assert found < torn
+    assert relative(maps_after(adjusted.model, last, x), expected) < found
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert set(adjusted.model.state_dict()) == set(dslib.merge(dslib.shrink(model, mask, None, size)).state_dict())
+
+
+@torch.no_grad()
+def test_the_same_twice_and_without_holding_all_targets(tiny, monkeypatch):
+    x = photos()
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.2"])
+    first = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32))
+    share = calibration.shares
+    monkeypatch.setattr(calibration, "shares", lambda *a: share(*a, most=1))  # one station at a time
+    again = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32))
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
+    other = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32, seed=1))
+    assert not torch.equal(first.model.blocks[0].conv.weight, other.model.blocks[0].conv.weight)
+
+
+@torch.no_grad()
+def test_a_run_becomes_one_fitted_convolution(tiny):
+    x = photos()
+    plan = dslib.Plan(dslib.find_sites(tiny, 32).mask(["blocks.2"]), (("blocks.0", "blocks.1"),))
+    done = calibrate(tiny, plan, x)
+    assert isinstance(done.model.blocks[1], nn.Identity)
+    assert done.model.blocks[0].conv.kernel_size == (7, 7)
+    torn = dslib.merge(dslib.shrink(tiny, plan))
+    assert relative(done.model(x), tiny(x)) < relative(torn(x), tiny(x))
+
+
+def test_last_convolutions():
+    expected = {
+        "mobilenet_v2": ("features.2", ("conv.2", "conv.3")), "resnet18": ("layer2.0", ("conv2", "bn2")),
+        "resnet50": ("layer2.0", ("conv3", "bn3")), "mobilenet_v3_large": ("features.4", ("block.3.0", "block.3.1")),
+    }  # fmt: skip
+    for name, (block, found) in expected.items():
+        body = Opened(trace(build(name).get_submodule(block))).body
+        assert last_convolution(body) == found
+
+
+@torch.no_grad()
+def test_a_channel_that_batchnorm_switched_off_stays_off(tiny):
+    x = photos()
+    tiny.blocks[1].bn3.weight[2] = 0
+    done = calibrate(tiny, dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"]), x)
+    assert all(p.isfinite().all() for p in done.model.parameters())
+    kept = done.model.blocks[1]
+    assert torch.equal(kept.project.weight[2], tiny.blocks[1].project.weight[2])
+    assert not torch.equal(kept.project.weight[1], tiny.blocks[1].project.weight[1])
+
+
+def test_bad_images_are_refused(tiny):
+    mask, x = dslib.find_sites(tiny, 32).mask([]), photos(8)
+    spoilt = x.clone()
+    spoilt[3, 0, 0, 0] = torch.nan
+    for images, text in (
+        (spoilt, "NaN or infinite"), (x[:, :1], r"shape \(N, 3, S, S\)"), (x[..., :8], r"shape \(N, 3, S, S\)"),
+        (x.byte(), "normalised floats"), (x[:0], "found none"),
+    ):  # fmt: skip
+        with pytest.raises(BadData, match=text):
+            calibrate(tiny, mask, images)
+    with pytest.raises(BadConfig, match="found list"):
+        calibrate(tiny, mask, [x])
+    for field in ("ridge", "positions", "batch_size"):
+        with pytest.raises(BadConfig, match=f"{field}: expected"):
+            Calibrate(**{field: 0})
+
+
+@torch.no_grad()
+def test_few_and_constant_images_give_finite_weights_and_a_warning(tiny):
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.2"])
+    with pytest.warns(UserWarning, match=r"blocks\.1: 16 positions for 101 unknowns: give more images"):
+        done = calibrate(tiny, mask, photos(1, 16))
+    assert all(p.isfinite().all() for p in done.model.parameters())
+    done = calibrate(tiny, mask, torch.ones(64, 3, 32, 32, dtype=torch.float64))
+    assert all(p.isfinite().all() for p in done.model.parameters())
+
+
+def test_a_block_that_is_not_finite_is_named(tiny):
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"])
+    tiny.blocks[1].bn2.running_var[0] = torch.nan
+    with pytest.raises(DslibError, match="not finite"):
+        calibrate(tiny, mask, photos())
+
+
+@torch.no_grad()
+def test_too_little_memory_halves_the_batch(tiny, monkeypatch):
+    mask, x = dslib.find_sites(tiny, 32).mask(["blocks.2"]), photos(32)
+    expected = calibrate(tiny, mask, x, Calibrate(batch_size=8, positions=10**6))
+    add = Sums.add
+
+    def tight(self, read, *rest):
+        if len(read) > 8:
+            raise torch.OutOfMemoryError("32 GiB wanted")
+        add(self, read, *rest)
+
+    monkeypatch.setattr(Sums, "add", tight)
+    with pytest.warns(UserWarning, match="begun again with 8 images a batch"):
+        found = calibrate(tiny, mask, x, Calibrate(batch_size=16, positions=10**6))
+    torch.testing.assert_close(found.model(x), expected.model(x))
+    monkeypatch.setattr(Sums, "add", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("1 GiB wanted")))
+    with pytest.warns(UserWarning), pytest.raises(DslibError, match="does not hold one image"):
+        calibrate(tiny, mask, x, Calibrate(batch_size=2))
+
+
+def test_ranking_gives_a_mask_for_every_k(tiny):
+    x = photos(48)
+    sites = dslib.find_sites(tiny, 32)
+    found = rank(tiny, sites, x, progress=False)
+    assert all(value > 0 for value in found.m.values())
+    assert [found.mask(k).k for k in range(4)] == [0, 1, 2, 3]
+    alone = calibrate(tiny, sites.mask(["blocks.0", "blocks.1"]), x, Calibrate(refit=False)).model
+    assert found.m["blocks.2"] == divergence(logits_of(alone, x), logits_of(tiny, x))
+    assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
+
+
+def test_the_cheapest_mask_within_a_latency():
+    """Against every subset."""
+    names = tuple("abcdef")
+    losses = dict(zip(names, (0.5, 0.1, 0.3, 0.05, 0.9, 0.2), strict=True))
+    saved = dict(zip(names, (3.0, 1.0, 2.0, -1.0, 4.0, 1.5), strict=True))
+    cost = CostTable({n: 5.0 for n in names}, {n: 9.0 for n in names}, {n: 5 - s for n, s in saved.items()}, 40.0, 1,
+                     32, "cpu", "eager")  # fmt: skip
+    found = Found(losses, ("always",), ("always", *names))
+    subsets = [set(s) for n in range(7) for s in itertools.combinations(names, n)]
+    for latency in (40.0, 39.5, 38.0, 35.01, 33.0, 29.0, 28.5):
+        mask = cheapest(found, cost, latency)
+        assert cost.predict(dslib.Mask({n: mask[n] for n in names})) <= latency + 1e-9
+        fits = [s for s in subsets if 40 - sum(saved[n] for n in s) <= latency - 0.01 * (40 - latency)]
+        best = min((sum(losses[n] for n in s) for s in fits), default=float("inf"))
+        assert sum(losses[n] for n in mask.removed) <= best + 1e-12
+        assert mask["always"]
+    with pytest.raises(MaskMismatch, match="the least that can be reached is 28.50 ms"):
+        cheapest(found, cost, 28.0)
+    with pytest.raises(MaskMismatch, match="no measured cost for \\['z'\\]"):
+        cheapest(Found({"z": 1.0}, (), ("z",)), cost, 39.0)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`dslib calibrate` in this process, in tmp_path, for a trained Tiny; gives its output."""
+    from dslib.checkpoints import save_tensors
+    from dslib.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
+
+    def run(*words) -> str:
+        given = ("calibrate", "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", ["dslib", *given, *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_folder_of_photos_is_enough(tmp_path, command):
+    from PIL import Image
+
+    for i in range(12):
+        path = tmp_path / "photos" / str(i % 3) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 30), 80).convert("RGB").save(path)
+    words = ("--images", "photos", "--image-size", 32, "--k", 1, "--rank-count", 8, "--out", "net.json")
+    out = command(*words, "--ranking", "ranking.json", "--no-refit")
+    assert "k=1 of 3" in out
+    assert "agrees with the original on" in out
+    model, recipe = dslib.load(tmp_path / "net.json")
+    assert len(recipe.merged) == 2
+    assert not dslib.unmerged(model)
+    assert Found.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
+    (tmp_path / "photos" / "0" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        command(*words)
+    assert "k=1 of 3" in command(*words, "--skip-corrupt")
+
+
+def test_a_labelled_dataset_and_a_mask(tmp_path, command):
+    dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
+    out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
+    assert "accuracy" in out
+    assert dslib.load(tmp_path / "net.json")[1].classes == tuple("0123456789")
+    for words in (("--images", "digits"), ("--images", tmp_path, "--k", 1), ("--images", "digits", "--k", 7)):
+        with pytest.raises(SystemExit):
+            command(*words, "--out", "other.json")
+    assert not (tmp_path / "other.json").exists()
+
+
+@torch.no_grad()
+def test_blocks_that_cannot_be_traced_or_adjusted_stay_as_they_are():
+    class Odd(Block):
+        def forward(self, x):
+            y = super().forward(x)
+            return y if x.sum() > 0 else -y
+
+    model = randomise_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), Block(), Odd())).double().eval()
+    before = copy.deepcopy(model[2].state_dict())
+    done = calibrate(model, dslib.Mask({"1": False, "2": True}), photos(16, 8))
+    assert all(torch.equal(value, before[key]) for key, value in done.model[2].state_dict().items())
