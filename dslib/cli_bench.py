@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -89,6 +89,27 @@ def exact_bench(model: str, data: str, image_size: int, removed: tuple[str, ...]
     for name, value in record.values["networks"].items():
         click.echo(f"{name:5} differs by {value['largest_relative_difference']:.1e} of the largest logit, other top-1 "
                    f"on {value['other_top1']} of {record.values['images']} images")  # fmt: skip
+    _write(record, out)
+
+
+@bench.command("frontier")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--count", default=1024, show_default=True, help="Unlabelled images for each calibration.")
+@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@click.option("--random-masks", default=2, show_default=True, help="Random masks beside, for each third k.")
+@click.option("--seed", default=0, show_default=True)
+@out_option
+def frontier_bench(out: Path | None, **given: Any) -> None:
+    """Rank the sites without labels, calibrate for every k, and evaluate; random masks beside."""
+    from .bench.frontier import record_frontier
+
+    record = record_frontier(**given)
+    for row in record.values["frontier"]:
+        shares = f"accuracy {row['accuracy']:.2%}, agreement {row['agreement']:.2%}"
+        click.echo(f"k={row['k']:<3} {shares}, {row['seconds']:.1f} s")
+    click.echo(f"{record.values['seconds_without_evaluation']:.0f} s in all, evaluation apart")
     _write(record, out)
 
 

@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from conftest import Tiny, randomise_batchnorm
 
 from dslib import affine, hoisting, interpreting, layers
 from dslib.bench.borders import record_borders
 from dslib.bench.exact import record_exact
 from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
+from dslib.bench.frontier import record_frontier
 from dslib.bench.fuzz import LIMIT32, LIMIT64, fuzz_merge
 from dslib.datasets import find_file
+from dslib.models import Loaded
 from dslib.records import Record
 
 
@@ -82,6 +85,21 @@ def test_borders_are_measured_in_one_run():
     assert values["networks"]["hoisted"]["times_hoisted"] == 1.0
     assert values["sites"] == 17
     assert min(values["merge_seconds"]) > 0
+
+
+def test_a_frontier_without_labels(monkeypatch, digits):
+    from dslib.bench import frontier
+
+    model = Loaded(randomise_batchnorm(Tiny()), True)
+    monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
+    monkeypatch.setattr(frontier, "load_model", lambda *_: model)
+    values = record_frontier("tiny", "digits", count=64, rank_count=32, random_masks=1).values
+    assert [row["k"] for row in values["frontier"]] == [3, 2, 1, 0]
+    assert [len(row["removed"]) for row in values["frontier"]] == [0, 1, 2, 3]
+    assert values["frontier"][0]["agreement"] == 1.0
+    assert all(0 <= row["agreement"] <= 1 and row["seconds"] > 0 for row in values["frontier"][1:])
+    assert [row["k"] for row in values["random"]] == [1]
+    assert values["val_images"] == 96
 
 
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")

@@ -1,0 +1,86 @@
+"""A network calibrated to every k, without labels, beside random masks: `dslib bench frontier`."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+from typing import Any
+
+from torch import nn
+
+from ..calibration import Calibrate, Images, calibrate, logits_of
+from ..datasets import Data, load_data
+from ..errors import require
+from ..masks import Mask
+from ..measuring import this_machine
+from ..models import load_model
+from ..planning import agreement, rank
+from ..records import Record, commit
+from ..sites import Sites, find_sites
+from ..training import evaluate
+
+
+def record_frontier(
+    model: str, data: str, image_size: int | None = None, count: int = 1024, rank_count: int = 512,
+    random_masks: int = 2, seed: int = 0,
+) -> Record:  # fmt: skip
+    """Rank the sites once, then calibrate for every k; accuracy is for the report only, nothing is chosen by it.
+
+    Args:
+        model: name of a network with default weights for the data.
+        data: a dataset; its training images are used without labels, its validation split gives the accuracies.
+        image_size: side in pixels.
+        count, rank_count: images for each calibration and for the ranking.
+        random_masks: how many random masks to calibrate beside, for each third k.
+        seed: of the choice of images, positions and random masks.
+    """
+    require(min(count, rank_count) > 0, f"expected one or more images, found {count} and {rank_count}")
+    loaded = load_data(data, image_size)
+    network = load_model(model, loaded.classes, "default").model
+    network.eval()
+    sites = find_sites(network, loaded.image_size)
+    images, config = loaded.train.first(count, seed), Calibrate(seed=seed)
+    started = time.perf_counter()
+    found = rank(network, sites, loaded.train.first(rank_count, seed), config)
+    ranking_seconds = time.perf_counter() - started
+    low, high = len(sites) - len(sites.mergeable), len(sites)
+    rows = [{"k": high, **_kept(network, loaded)}]
+    for k in range(high - 1, low - 1, -1):
+        rows.append({"k": k, **_calibrated(network, found.mask(k), images, loaded, config)})
+    rng = Random(seed)
+    others = [
+        {"k": k, **_calibrated(network, _random(sites, k, rng), images, loaded, config)}
+        for k in range(high - 2, low, -3)
+        for _ in range(random_masks)
+    ]
+    values = {
+        "importance": found.m, "ranking_seconds": ranking_seconds, "frontier": rows, "random": others,
+        "seconds_without_evaluation": ranking_seconds + sum(row["seconds"] for row in rows),
+        "val_images": len(loaded.val),
+    }  # fmt: skip
+    settings = {
+        "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
+        "random_masks": random_masks, "seed": seed,
+    }  # fmt: skip
+    words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items())
+    return Record("frontier", f"dslib bench frontier {words}", settings, values, this_machine(), commit())
+
+
+def _kept(network: nn.Module, data: Data) -> dict[str, Any]:
+    return {"removed": [], "seconds": 0.0, "agreement": 1.0, "accuracy": evaluate(network, data.val)}
+
+
+def _calibrated(network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate) -> dict[str, Any]:
+    """One mask's row: seconds to calibrate, agreement with the original on the images, accuracy."""
+    started = time.perf_counter()
+    done = calibrate(network, mask, images, config, progress=False)
+    seconds = time.perf_counter() - started
+    same = agreement(logits_of(done.model, images), logits_of(network, images))
+    return {"removed": list(mask.removed), "seconds": seconds, "agreement": same, "errors": done.errors,
+            "accuracy": evaluate(done.model, data.val)}  # fmt: skip
+
+
+def _random(sites: Sites, k: int, rng: Random) -> Mask:
+    """A random mask of k sites, those that cannot be merged among them."""
+    fixed = [name for name in sites.names if name not in sites.mergeable]
+    return sites.mask([*fixed, *rng.sample(sites.mergeable, k - len(fixed))])
