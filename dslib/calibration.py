@@ -28,7 +28,7 @@ from .measuring import tune_allocator
 from .merging import merge, removed_groups
 from .shrinking import shrink
 from .splits import FolderSplit, Split
-from .stations import Opened, Station, call_order, last_convolution, shares, targets_at, values_at
+from .stations import Opened, Station, calls, last_convolution, shares, targets_at, values_at
 from .tracing import trace
 
 Images = Tensor | Split | FolderSplit
@@ -197,9 +197,12 @@ def _open(
         body = f"{name}.body"
         batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
         stations[name] = Station(name, f"{body}.{found.conv}", body, body, removed=False, batchnorm=batchnorm)
-    order = call_order(original, {name: s.target for name, s in stations.items()}, first)
-    removed = [i for i, name in enumerate(order) if stations[name].removed]
-    chosen = [stations[n] for i, n in enumerate(order) if stations[n].removed or (removed and i > removed[0])]
+    called = calls(original, {name: s.target for name, s in stations.items()}, first)
+    for name in (s.name for s in stations.values() if s.removed):
+        require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
+    order = [stations[name] for name, times in called.items() if times == 1]
+    start = next((i for i, station in enumerate(order) if station.removed), len(order))
+    chosen = order[start:]
     return chosen, kept
 
 

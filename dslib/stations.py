@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -139,11 +140,11 @@ def _fits(body: fx.GraphModule, conv: nn.Module | None, batchnorm: str | None) -
     return bn.bias is not None and bn.running_var is not None
 
 
-def call_order(model: nn.Module, targets: dict[str, str], images: Tensor) -> list[str]:
-    """Names in the order in which their targets end in a forward pass; those never called are left out."""
-    order: dict[str, None] = {}
+def calls(model: nn.Module, targets: dict[str, str], images: Tensor) -> Counter[str]:
+    """How often each name's target is called in a forward pass, in the order in which they first end."""
+    found = Counter[str]()
     hooks = [
-        model.get_submodule(target).register_forward_hook(lambda *_, name=name: order.setdefault(name))
+        model.get_submodule(target).register_forward_hook(lambda *_, name=name: found.update([name]))
         for name, target in targets.items()
     ]
     try:
@@ -155,7 +156,7 @@ def call_order(model: nn.Module, targets: dict[str, str], images: Tensor) -> lis
     finally:
         for hook in hooks:
             hook.remove()
-    return list(order)
+    return found
 
 
 def shares(

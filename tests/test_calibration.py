@@ -299,6 +299,29 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command):
 
 
 @torch.no_grad()
+def test_a_removed_block_is_called_once():
+    class Often(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.stem, self.block, self.kept, self.times = nn.Conv2d(3, 4, 1), Block(), Block(), times
+
+        def forward(self, x):
+            x = self.stem(x)
+            for _ in range(self.times):
+                x = self.block(x)
+            return self.kept(self.kept(x))
+
+    mask, x = dslib.Mask({"block": False, "kept": True}), photos(16, 8)
+    for times in (0, 2):
+        with pytest.raises(BadConfig, match=f"block is called {times} times in a forward pass, expected once"):
+            calibrate(Often(times).double().eval(), mask, x)
+    model = randomise_batchnorm(Often(1)).double().eval()
+    done = calibrate(model, mask, x)
+    assert done.errors["block"] < 1
+    assert torch.equal(done.model.kept.project.weight, model.kept.project.weight)  # called twice: left alone
+
+
+@torch.no_grad()
 def test_blocks_that_cannot_be_traced_or_adjusted_stay_as_they_are():
     class Odd(Block):
         def forward(self, x):
