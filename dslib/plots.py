@@ -163,6 +163,28 @@ def plot_runs(runs: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def plot_fit(x: np.ndarray, y: np.ndarray, lines: Mapping[str, tuple[float, float]]) -> Figure:
+    """A bent function's values (x, y) and straight ones beside them: name -> (slope, value at 0)."""
+    figure, axes = _figure(6.0, 3.2)
+    axes.plot(x, y, ".", color=ORIGINAL, markersize=3, label="with the activation")
+    ends = np.array([x.min(), x.max()])
+    for (name, (slope, start)), colour in zip(lines.items(), (LINEAR, MERGED), strict=True):
+        axes.plot(ends, slope * ends + start, color=colour, linewidth=2, label=name)
+    axes.set(xlabel="input", ylabel="output")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_frontier(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> Figure:
+    """Accuracy over k: of the ranked masks a line, of others (k, accuracy) points."""
+    figure, axes = _figure(6.5, 3.6)
+    axes.plot(accuracy.index, 100 * accuracy, "o-", color=MERGED, label="ranked without labels")
+    axes.plot([k for k, _ in others], [100 * a for _, a in others], "x", color=LINEAR, label="random masks")
+    axes.set(xlabel="k, sites kept", ylabel="accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as SVG text, the same on every run; the figure is closed."""
     import matplotlib.pyplot as plt

@@ -59,6 +59,21 @@ def test_growth_is_drawn_in_thousands():
     assert [line.get_ydata().tolist() for line in lines] == [[1.0, 2.0], [0.5, 4.0]]
 
 
+def test_a_frontier_shows_ranked_and_random_masks():
+    accuracy = pd.Series({2: 0.5, 1: 0.25})
+    line, points = plots.plot_frontier(accuracy, [(1, 0.125)]).axes[0].lines
+    assert line.get_xydata().tolist() == [[2.0, 50.0], [1.0, 25.0]]
+    assert points.get_xydata().tolist() == [[1.0, 12.5]]
+
+
+def test_straight_lines_lie_beside_what_is_bent():
+    x = np.array([-1.0, 0.0, 3.0])
+    dots, first, second = plots.plot_fit(x, x.clip(0), {"torn out": (1.0, 0.0), "fit": (0.5, 1.0)}).axes[0].lines
+    assert dots.get_ydata().tolist() == [0.0, 0.0, 3.0]
+    assert first.get_xydata().tolist() == [[-1.0, -1.0], [3.0, 3.0]]
+    assert second.get_ydata().tolist() == [0.5, 2.5]
+
+
 def test_two_sliders_move_rows_and_columns():
     rows = {"a": {"x": "ax", "y": "ay"}, "b": {"x": "bx", "y": "by"}}
     outer, inner, stack = widgets.explore_two(rows, "letter", "axis").children
