@@ -180,7 +180,7 @@ def plot_frontier(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> F
     figure, axes = _figure(6.5, 3.6)
     axes.plot(accuracy.index, 100 * accuracy, "o-", color=MERGED, label="ranked without labels")
     axes.plot([k for k, _ in others], [100 * a for _, a in others], "x", color=LINEAR, label="random masks")
-    axes.set(xlabel="k, sites kept", ylabel="accuracy, %")
+    axes.set(xlabel="k, sites kept", ylabel="accuracy, %", xticks=sorted(accuracy.index))
     axes.legend(frameon=False)
     return figure
 
