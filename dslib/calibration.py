@@ -25,7 +25,7 @@ from .graphs import dtype_of
 from .least_squares import Sums
 from .masks import Mask, Plan
 from .measuring import tune_allocator
-from .merging import merge, removed_groups
+from .merging import check_values, merge, removed_groups
 from .shrinking import shrink
 from .splits import FolderSplit, Split
 from .stations import Opened, Station, calls, last_convolution, shares, targets_at, values_at
@@ -88,10 +88,11 @@ def calibrate(
         The merged network, with the state keys that `merge` gives, so that a `Recipe` rebuilds it; and the errors.
     Raises:
         BadData: if there are no images, or they are not finite or not of the network's shape.
-        NotMergeable, MaskMismatch: as `shrink`.
-        DslibError: naming the block, if what it computes is not finite.
+        NotMergeable, MaskMismatch: as `shrink`; also if a weight is NaN or infinite, naming it.
+        DslibError: naming the block, if what it computes is too large to be squared.
     """
     config = config or Calibrate()
+    check_values([model], type(model).__name__)
     batches = _batches(images, model)
     tune_allocator()
     while True:
@@ -109,9 +110,8 @@ def _calibrated(
     model: nn.Module, mask: Mask | Plan, batches: Batches, count: int, config: Calibrate, progress: bool
 ) -> Calibrated:
     first = next(iter(batches(1)))
-    original, small = copy.deepcopy(model), copy.deepcopy(model)
+    original, small = copy.deepcopy(model), _start(model, mask, first.shape[-1])
     original.eval()
-    small = _start(small, mask, first.shape[-1])
     stations, kept = _open(original, small, mask, first, config.refit)
     networks = Networks(fold(original, first, branches=False), fold(small, first, branches=False), small)
     stations = [station for station in stations if station.is_folded(networks.fast)]
@@ -157,9 +157,9 @@ def logits_of(model: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
         return torch.cat([model(part).float().cpu() for part in batches(batch_size)])
 
 
-def _start(small: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
+def _start(model: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
     """The merged network to begin with: of each removed block only what passes by its convolutions, as a residual."""
-    small = shrink(small, mask, image_size=image_size)
+    small = shrink(model, mask, image_size=image_size)
     small.eval()
     for blocks in removed_groups(small).values():
         for conv in (m for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d)):
@@ -213,7 +213,7 @@ def _traced(model: nn.Module, name: str) -> fx.GraphModule:
 def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate) -> float:
     """Change the station's convolution in both small networks; returns the relative error that is left."""
     if not sums.is_finite():
-        raise DslibError(f"{station.name}: its output is not finite on these images: the network's weights are damaged")
+        raise DslibError(f"{station.name}: what it reads or gives is too large on these images: were they normalised?")
     if sums.count < sums.unknowns:
         warnings.warn(
             f"{station.name}: {sums.count} positions for {sums.unknowns} unknowns: give more images", stacklevel=5

@@ -115,7 +115,7 @@ def merge_blocks(
     Raises:
         NotMergeable: if the blocks are not affine, naming the site and the operation.
     """
-    _check_values(blocks, name)
+    check_values(blocks, name)
     try:
         whole, before, border = _with_border(blocks, _channels(blocks), input_shape)
         ends = tail(blocks[-1])
@@ -183,7 +183,8 @@ def _response_to_zeros(blocks: Sequence[fx.GraphModule], input_shape: Shape) -> 
         return nn.Sequential(*exact)(torch.zeros(1, *input_shape, dtype=torch.float64))
 
 
-def _check_values(blocks: Sequence[fx.GraphModule], name: str) -> None:
+def check_values(blocks: Sequence[nn.Module], name: str) -> None:
+    """Raise `NotMergeable`, naming it, for a parameter or buffer that is on `meta`, NaN or infinite."""
     for key, tensor in chain.from_iterable(chain(b.named_parameters(), b.named_buffers()) for b in blocks):
         require(not tensor.is_meta, f"{name}: {key} is on the meta device and has no values: load weights first; "
                 "dslib.unmerged predicts what merging costs", NotMergeable)  # fmt: skip

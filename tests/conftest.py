@@ -29,6 +29,11 @@ def build(name: str, **options) -> nn.Module:
     return randomise_batchnorm(model).double().eval()
 
 
+def photos(n=96, size=32):
+    """Seeded noise in float64, (n, 3, size, size)."""
+    return torch.randn(n, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
 class Block(nn.Module):
     """An inverted residual with what a block can have: bias, stride, kernel size, functional activations."""
 
