@@ -12,6 +12,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -22,18 +23,29 @@ from .blocks import in_channels, site_names
 from .errors import BadConfig, BadData, DslibError, NotTraceable, first_line, require
 from .folding import fold
 from .graphs import dtype_of
-from .least_squares import Sums
+from .least_squares import Sums, pick
 from .masks import Mask, Plan
 from .measuring import tune_allocator
 from .merging import check_values, merge, removed_groups
 from .shrinking import shrink
 from .splits import FolderSplit, Split
-from .stations import Opened, Station, calls, last_convolution, shares, targets_at, values_at
+from .stations import (
+    Convolution,
+    Opened,
+    Station,
+    calls,
+    last_convolution,
+    normalised_before,
+    shares,
+    targets_at,
+    values_at,
+)
 from .tracing import trace
 
 Images = Tensor | Split | FolderSplit
 Batches = Callable[[int], Iterator[Tensor]]
 IMAGE_BYTES = 2**30  # held at most as floats
+MATCHED_IMAGES = 128  # enough for a mean and a spread
 
 
 @dataclass(frozen=True)
@@ -42,21 +54,27 @@ class Calibrate:
 
     Args:
         ridge: added to the least squares, as a share of the mean square of the convolution's inputs.
+        ridges: so many ridges are tried for each convolution, each ten times the one before, on a quarter of the
+            images that is held back from its fit until then.
         positions: at most so many output positions of a block are used, spread over all images.
         refit: whether kept blocks after a removed one are adjusted by their last convolution.
+        match: whether, before that, the channels of their other convolutions get the original's mean and spread.
         batch_size: images a batch; halved where the device's memory does not hold it.
         seed: of the choice of positions.
     """
 
     ridge: float = 1e-3
+    ridges: int = 6
     positions: int = 150_000
     refit: bool = True
+    match: bool = True
     batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         require(self.ridge > 0, f"ridge: expected more than 0, found {self.ridge}")
+        require(self.ridges > 0, f"ridges: expected 1 or more, found {self.ridges}")
         require(self.positions > 0, f"positions: expected 1 or more, found {self.positions}")
         require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
 
@@ -112,7 +130,7 @@ def _calibrated(
     first = next(iter(batches(1)))
     original, small = copy.deepcopy(model), _start(model, mask, first.shape[-1])
     original.eval()
-    stations, kept = _open(original, small, mask, first, config.refit)
+    stations, kept = _open(original, small, mask, first, config)
     networks = Networks(fold(original, first, branches=False), fold(small, first, branches=False), small)
     stations = [station for station in stations if station.is_folded(networks.fast)]
     positions = max(1, config.positions // count)
@@ -121,7 +139,9 @@ def _calibrated(
     for some in shares(stations, networks.original, first, positions, count):
         targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
         for station in some:
-            sums = Sums(networks.conv(station), positions, config.seed)
+            few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size)))
+            _match([s for s in station.before if s.is_folded(networks.fast)], few, networks, positions)
+            sums = Sums(networks.conv(station), positions, config.seed, config.ridges)
             for i, images in enumerate(batches(config.batch_size)):
                 found, read = values_at(networks.fast, images, station)
                 sums.add(read, found, targets[station.name][i], i)
@@ -168,7 +188,7 @@ def _start(model: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
 
 
 def _open(
-    original: nn.Module, small: nn.Module, mask: Mask | Plan, first: Tensor, refit: bool
+    original: nn.Module, small: nn.Module, mask: Mask | Plan, first: Tensor, config: Calibrate
 ) -> tuple[list[Station], dict[str, nn.Module]]:
     """What is to be fitted, in the order of the forward pass; and the kept blocks to put back in the end."""
     plan = mask if isinstance(mask, Plan) else Plan(mask)
@@ -179,7 +199,7 @@ def _open(
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
     inside = {name for names in plan.groups for name in names}
-    for name in site_names(model=original) if refit else ():
+    for name in site_names(model=original) if config.refit else ():
         if name in inside or any(name.startswith(f"{other}.") for other in inside):
             continue
         try:
@@ -195,8 +215,9 @@ def _open(
         small.set_submodule(name, ours)
         original.set_submodule(name, theirs)
         body = f"{name}.body"
-        batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
-        stations[name] = Station(name, f"{body}.{found.conv}", body, body, removed=False, batchnorm=batchnorm)
+        others = normalised_before(ours.body, found) if config.match else []
+        before = tuple(_station(body, other, f"{body}.{other.conv}") for other in others)
+        stations[name] = replace(_station(body, found, body), name=name, before=before)
     called = calls(original, {name: s.target for name, s in stations.items()}, first)
     for name in (s.name for s in stations.values() if s.removed):
         require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
@@ -204,6 +225,24 @@ def _open(
     start = next((i for i, station in enumerate(order) if station.removed), len(order))
     chosen = order[start:]
     return chosen, kept
+
+
+def _station(body: str, found: Convolution, output: str) -> Station:
+    batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
+    return Station(output, f"{body}.{found.conv}", output, output, removed=False, batchnorm=batchnorm)
+
+
+def _match(stations: list[Station], batches: list[Tensor], networks: Networks, positions: int) -> None:
+    """Give each channel of some convolutions, one after another, the mean and spread that it has in the original."""
+    targets = targets_at(networks.original, stations, batches, positions, seed=0)
+    for station in stations:
+        found = [pick(values_at(networks.fast, x, station)[0], positions, 0, i) for i, x in enumerate(batches)]
+        made, wanted = torch.cat(found).double(), torch.cat(targets[station.name]).double()
+        factor = (wanted.std(0, correction=0) / made.std(0, correction=0).clamp_min(1e-12)).clamp(0.5, 2)
+        conv = networks.conv(station)
+        assert conv.bias is not None
+        bias = conv.bias * (factor - 1) + wanted.mean(0) - factor * made.mean(0)
+        station.change(networks.fast, networks.small, conv.weight * (factor - 1)[:, None, None, None], bias)
 
 
 def _traced(model: nn.Module, name: str) -> fx.GraphModule:

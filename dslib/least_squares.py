@@ -8,6 +8,10 @@ from torch import Tensor, nn
 
 from .layers import padding_of
 
+HELD = 2**26  # numbers held back at most
+MANY = 10_000  # unknowns from which on the given ridge is taken, as each try takes time and a copy of the system
+CHUNK = 1024  # rows of a system computed at once
+
 
 class Sums:
     """The sums that least squares needs, for a change of a convolution's weight and bias.
@@ -16,17 +20,21 @@ class Sums:
         conv: the convolution, of any kernel, stride, dilation and groups.
         positions: output positions used of each image, the same for the images of a batch.
         seed: of their choice.
+        tries: how many ridges may be tried; if several, on the last quarter of each batch's images, which are held
+            back while there is memory for them.
     """
 
-    def __init__(self, conv: nn.Conv2d, positions: int, seed: int) -> None:
+    def __init__(self, conv: nn.Conv2d, positions: int, seed: int, tries: int = 1) -> None:
         self.conv, self.positions, self.seed = conv, positions, seed
         self.unknowns = conv.weight[0].numel() + 1
+        self.tries = tries if self.unknowns < MANY else 1
         self.count = 0
+        self.held: list[tuple[Tensor, Tensor]] = []
         device = conv.weight.device if conv.weight.device.type != "mps" else torch.device("cpu")  # has no float64
         per_group = conv.out_channels // conv.groups
         self.inputs = _zeros(device, conv.groups, self.unknowns, self.unknowns)
         self.both = _zeros(device, conv.groups, self.unknowns, per_group)
-        self.square, self.total = _zeros(device), _zeros(device, conv.out_channels)
+        self.square, self.total = _zeros(device), _zeros(device, conv.groups, per_group)
 
     def add(self, x: Tensor, found: Tensor, wanted: Tensor, batch: int) -> None:
         """A batch.
@@ -41,36 +49,68 @@ class Sums:
         precise = torch.promote_types(x.dtype, torch.float32)
         a = self._patches(x.to(precise), some, found.shape[3])
         y = (wanted - pick(found, self.positions, self.seed, batch)).to(precise)
-        y_grouped = y.reshape(len(y), self.conv.groups, -1).transpose(0, 1)
-        self.inputs.add_((a.mT @ a).to(self.inputs.device))
-        self.both.add_((a.mT @ y_grouped).to(self.inputs.device))
-        self.square += y.double().square().sum().to(self.inputs.device)
-        self.total += y.double().sum(0).to(self.inputs.device)
-        self.count += len(y)
+        y = y.reshape(len(y), self.conv.groups, -1).transpose(0, 1)
+        self.count += y.shape[1]
+        back = len(x) // 4 * len(some) if self.tries > 1 else 0
+        if back and sum(held.numel() for held, _ in self.held) + a[:, :back].numel() <= HELD:
+            self.held.append((a[:, -back:].clone(), y[:, -back:].clone()))
+            a, y = a[:, :-back], y[:, :-back]
+        self._sum(a, y)
+
+    def _sum(self, a: Tensor, y: Tensor) -> None:
+        """Rows (groups, rows, unknowns) and what is wanted of them (groups, rows, C_out / groups)."""
+        device = self.inputs.device
+        for rows in range(0, self.unknowns, CHUNK):
+            self.inputs[:, rows : rows + CHUNK].add_((a[..., rows : rows + CHUNK].mT @ a).to(device))
+        self.both.add_((a.mT @ y).to(device))
+        self.square += y.double().square().sum().to(device)
+        self.total += y.double().sum(1).to(device)
 
     def is_finite(self) -> bool:
         """Whether all that was added was."""
-        return bool(self.inputs.isfinite().all() and self.both.isfinite().all())
+        return bool(self.both.isfinite().all() and self.inputs.sum().isfinite())
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """The change of the weight (C_out, C_in / groups, k_v, k_h), of the bias (C_out,), and the error left over.
 
         Args:
-            ridge: as a share of the mean square of the inputs; keeps the change small, the bias's excepted.
+            ridge: the least to be tried, as a share of the mean square of the inputs; keeps the change small, the
+                bias's excepted. It is raised tenfold while that helps on the images held back, which then join.
         Returns:
             The error: the norm of what is not explained, relative to that of the wanted change less its mean.
         """
-        squares = self.inputs.diagonal(dim1=1, dim2=2)
-        ridges = ridge * squares[:, :-1].mean(1).clamp_min(1e-12)
-        squares[:, :-1] += ridges[:, None]
-        solution = torch.cholesky_solve(self.both, torch.linalg.cholesky(self.inputs))
-        squares[:, :-1] -= ridges[:, None]
-        left = self.square - 2 * (solution * self.both).sum() + (solution * (self.inputs @ solution)).sum()
+        ridge = self._best(ridge)
+        while self.held:
+            self._sum(*self.held.pop())
+        solution, penalty = self._solution(self.inputs, ridge)  # in place: memory may not hold it twice
+        left = self.square - (solution * self.both).sum() - penalty
         spread = self.square - self.total.square().sum() / max(self.count, 1)
         error = (left.clamp_min(0) / spread.clamp_min(1e-30)).sqrt().item()
         conv, (k_v, k_h) = self.conv, self.conv.kernel_size
         weight = solution[:, :-1].reshape(conv.groups, k_v, k_h, -1, solution.shape[2]).permute(0, 4, 3, 1, 2)
         return weight.reshape(conv.weight.shape), solution[:, -1].reshape(-1), error
+
+    def _best(self, ridge: float) -> float:
+        """The ridge, raised tenfold while that lowers the error on the images held back."""
+        least = float("inf")
+        for i in range(self.tries if self.held else 0):
+            solution, _ = self._solution(self.inputs.clone(), ridge * 10**i)
+            error = sum(float((y - a @ solution.to(a)).square().sum()) for a, y in self.held)
+            if error >= least:
+                return ridge * 10 ** (i - 1)
+            least = error
+        return ridge * 10 ** (self.tries - 1) if self.held else ridge
+
+    def _solution(self, system: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Unknowns, and the ridge's penalty of them; overwrites the system."""
+        system = system.mT  # symmetric; by columns, as LAPACK wants it to work in place
+        squares = system.diagonal(dim1=1, dim2=2)[:, :-1]
+        ridges = ridge * squares.mean(1).clamp_min(1e-12)
+        squares += ridges[:, None]
+        torch.linalg.cholesky(system, out=system)
+        half = torch.linalg.solve_triangular(system, self.both, upper=False)
+        solution = torch.linalg.solve_triangular(system.mT, half, upper=True)
+        return solution, (ridges * solution[:, :-1].square().sum((1, 2))).sum()
 
     def _patches(self, x: Tensor, some: Tensor, width: int) -> Tensor:
         """What the convolution reads at some output positions, and a one: (groups, N * positions, unknowns)."""

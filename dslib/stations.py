@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Opened(nn.Module):
         return y if self.act is None else self.act(y)
 
 
-class LastConvolution(NamedTuple):
+class Convolution(NamedTuple):
     """Names, in a block, of a convolution and of the BatchNorm after it, if any."""
 
     conv: str
@@ -61,6 +62,7 @@ class Station:
         target: the module, in the original network, whose output is wanted there.
         removed: whether it stands for a removed site.
         batchnorm: the BatchNorm that scales what the convolution gives, in the small network.
+        before: the block's convolutions before this one, whose channels get the original's mean and spread first.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Station:
     target: str
     removed: bool
     batchnorm: str | None = None
+    before: tuple[Station, ...] = ()
 
     def is_folded(self, network: nn.Module) -> bool:
         """Whether the convolution's own bias shifts the output, its BatchNorm (if any) being folded into it."""
@@ -103,12 +106,24 @@ class Station:
         shift += bias.to(shift)
 
 
-def last_convolution(body: fx.GraphModule) -> LastConvolution | None:
+def normalised_before(body: fx.GraphModule, last: Convolution) -> list[Convolution]:
+    """A block's convolutions before its last one that a BatchNorm follows, each called once, in their order."""
+    found = []
+    for node in body.graph.nodes:
+        if isinstance(module_of(body, node), nn.BatchNorm2d):
+            conv = node.all_input_nodes[0]
+            if is_conv(body, conv) and len(conv.users) == 1 and _has_shift(body, str(node.target)):
+                found.append(Convolution(str(conv.target), str(node.target)))
+    names = Counter(conv.conv for conv in found)
+    return [conv for conv in takewhile(lambda conv: conv != last, found) if names[conv.conv] == 1]
+
+
+def last_convolution(body: fx.GraphModule) -> Convolution | None:
     """The convolution that reaches a block's output through BatchNorm and adds alone, and reads an activation.
 
     None if there is none, or if it has nowhere to put a bias.
     """
-    found: dict[fx.Node, LastConvolution] = {}
+    found: dict[fx.Node, Convolution] = {}
     queue: list[tuple[fx.Node, str | None]] = [(output_of(body), None)]
     while queue:
         node, batchnorm = queue.pop()
@@ -117,7 +132,7 @@ def last_convolution(body: fx.GraphModule) -> LastConvolution | None:
             continue
         if is_conv(body, node):
             if node.all_input_nodes[0].op != "placeholder" and _fits(body, module, batchnorm):
-                found[node] = LastConvolution(str(node.target), batchnorm)
+                found[node] = Convolution(str(node.target), batchnorm)
         elif isinstance(module, nn.BatchNorm2d) and batchnorm is None:
             queue.append((node.all_input_nodes[0], str(node.target)))
         elif isinstance(module, free_layers()) or (_is_sum(node) and batchnorm is None):
@@ -136,6 +151,11 @@ def _fits(body: fx.GraphModule, conv: nn.Module | None, batchnorm: str | None) -
         return False
     if batchnorm is None:
         return conv.bias is not None
+    return _has_shift(body, batchnorm)
+
+
+def _has_shift(body: fx.GraphModule, batchnorm: str) -> bool:
+    """Whether a BatchNorm shifts its channels, by statistics that it keeps."""
     bn = body.get_submodule(batchnorm)
     return bn.bias is not None and bn.running_var is not None
 
