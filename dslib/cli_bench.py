@@ -113,6 +113,36 @@ def frontier_bench(out: Path | None, **given: Any) -> None:
     _write(record, out)
 
 
+@bench.command("ingredients")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--count", default=2048, show_default=True, help="Unlabelled images for each calibration.")
+@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@click.option("--k", "ks", type=int, multiple=True, default=(9, 5), show_default=True, help="Sites to keep.")
+@click.option(
+    "--images",
+    "counts",
+    type=int,
+    multiple=True,
+    default=(16, 64, 256, 1024, 4096),
+    show_default=True,
+    help="Other numbers of images, tried with the first k.",
+)
+@click.option("--seeds", default=2, show_default=True)
+@out_option
+def ingredients_bench(out: Path | None, **given: Any) -> None:
+    """What each ingredient of calibration gives, and the number of images; several seeds."""
+    from .bench.ingredients import record_ingredients
+
+    record = record_ingredients(**given)
+    for row in record.values["rows"]:
+        click.echo(f"{row['mask']}, {row['images']} images, seed {row['seed']}, {row['ingredients']}: "
+                   f"accuracy {row['accuracy']:.2%}, {row['seconds']:.1f} s")  # fmt: skip
+    click.echo(f"largest memory {record.values['peak_memory_gib']:.1f} GiB")
+    _write(record, out)
+
+
 def _write(record: Record, out: Path | None) -> None:
     if out is not None:
         click.echo(f"written: {record.save(out)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,6 +142,16 @@ def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     extra = {"cuda": torch.version.cuda, "gpu": name} if name else {}
     return machine(device=str(device), threads=torch.get_num_threads(), allocator=tune_allocator(), **extra)
+
+
+def peak_memory_gib() -> float | None:
+    """Largest resident memory of this process so far; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _ready(model: nn.Module, images: Tensor) -> nn.Module:

@@ -102,6 +102,26 @@ def test_a_frontier_without_labels(monkeypatch, digits):
     assert values["val_images"] == 96
 
 
+def test_ingredients_of_calibration(monkeypatch, digits):
+    from dslib.bench import ingredients
+
+    model = Loaded(randomise_batchnorm(Tiny()), True)
+    monkeypatch.setattr(ingredients, "load_data", lambda *_: digits)
+    monkeypatch.setattr(ingredients, "load_model", lambda *_: model)
+    record = ingredients.record_ingredients(
+        "tiny", "digits", count=64, rank_count=32, ks=(2, 1), counts=(16, 64), seeds=2
+    )
+    rows = record.values["rows"]
+    found = [
+        (row["mask"], row["images"], row["seed"]) for row in rows if row["ingredients"] == "+ ridge on images held back"
+    ]
+    assert found == [("ranked k=2", 64, 0), ("ranked k=2", 64, 1), ("ranked k=1", 64, 0), ("ranked k=1", 64, 1),
+                     ("ranked k=2", 16, 0), ("ranked k=2", 16, 1)]  # fmt: skip
+    assert len(rows) == 6 + 2 * 3
+    assert all(0 <= row["accuracy"] <= 1 and row["seconds"] > 0 for row in rows)
+    assert "--k 2 --k 1 --images 16 --images 64 --seeds 2" in record.command
+
+
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")
 def test_exact_borders_on_real_photos(monkeypatch):
     """One batch of the real benchmark, which the record was made with."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from ..blocks import in_channels
 from ..errors import require
 from ..folding import fold
-from ..measuring import measure, this_machine
+from ..measuring import measure, peak_memory_gib, this_machine
 from ..merging import merge
 from ..models import load_model
 from ..records import Record, commit
@@ -42,7 +41,7 @@ def record_borders(model: str = "mobilenet_v2", image_size: int = 224, batch_siz
         started = time.perf_counter()
         ways = {"hoisted": merge(hoisted)}
         seconds.append(time.perf_counter() - started)
-    peak = _peak_gib()
+    peak = peak_memory_gib()
     ways |= {"bias": merge(kept, image_size=image_size), "ones": merge(kept)}
     images = torch.randn(batch_size, in_channels(network), image_size, image_size)
     timing = measure({name: fold(way, images) for name, way in ways.items()}, images, rounds)
@@ -57,13 +56,3 @@ def record_borders(model: str = "mobilenet_v2", image_size: int = 224, batch_siz
     config = {"model": model, "image_size": image_size, "batch_size": batch_size, "rounds": rounds, "seed": 0}
     command = f"dslib bench borders --model {model} --image-size {image_size} --batch-size {batch_size}"
     return Record("borders", f"{command} --rounds {rounds}", config, values, this_machine(), commit())
-
-
-def _peak_gib() -> float | None:
-    """Largest resident memory of this process so far; None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -46,10 +46,10 @@ def record_frontier(
     low, high = len(sites) - len(sites.mergeable), len(sites)
     rows = [{"k": high, **_kept(network, loaded)}]
     for k in range(high - 1, low - 1, -1):
-        rows.append({"k": k, **_calibrated(network, found.mask(k), images, loaded, config)})
+        rows.append({"k": k, **calibrated_row(network, found.mask(k), images, loaded, config)})
     rng = Random(seed)
     others = [
-        {"k": k, **_calibrated(network, _random(sites, k, rng), images, loaded, config)}
+        {"k": k, **calibrated_row(network, _random(sites, k, rng), images, loaded, config)}
         for k in range(high - 2, low, -3)
         for _ in range(random_masks)
     ]
@@ -70,7 +70,7 @@ def _kept(network: nn.Module, data: Data) -> dict[str, Any]:
     return {"removed": [], "seconds": 0.0, "agreement": 1.0, "accuracy": evaluate(network, data.val)}
 
 
-def _calibrated(network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate) -> dict[str, Any]:
+def calibrated_row(network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate) -> dict[str, Any]:
     """One mask's row: seconds to calibrate, agreement with the original on the images, accuracy."""
     started = time.perf_counter()
     done = calibrate(network, mask, images, config, progress=False)
