@@ -23,10 +23,12 @@ from .blocks import in_channels, site_names
 from .errors import BadConfig, BadData, DslibError, NotTraceable, first_line, require
 from .folding import fold
 from .graphs import dtype_of
-from .least_squares import Sums, pick
+from .least_squares import Sums
 from .masks import Mask, Plan
+from .matching import match, moments_at
 from .measuring import tune_allocator
 from .merging import check_values, merge, removed_groups
+from .replaying import Rest
 from .shrinking import shrink
 from .splits import FolderSplit, Split
 from .stations import (
@@ -132,20 +134,24 @@ def _calibrated(
     original.eval()
     stations, kept = _open(original, small, mask, first, config)
     networks = Networks(fold(original, first, branches=False), fold(small, first, branches=False), small)
-    stations = [station for station in stations if station.is_folded(networks.fast)]
+    stations = [_folded(station, networks.fast) for station in stations if station.is_folded(networks.fast)]
     positions = max(1, config.positions // count)
+    rest = Rest(networks.fast)
+    few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size)))
+    wanted = moments_at(networks.original, [inner for station in stations for inner in station.before], few)
     errors: dict[str, float] = {}
     bar = tqdm(total=len(stations), desc="calibrate", leave=False, disable=None if progress else True)
     for some in shares(stations, networks.original, first, positions, count):
         targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
         for station in some:
-            few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size)))
-            _match([s for s in station.before if s.is_folded(networks.fast)], few, networks, positions)
+            for inner in station.before:
+                match(inner, wanted[inner.name], rest, networks.small, few)
             sums = Sums(networks.conv(station), positions, config.seed, config.ridges)
             for i, images in enumerate(batches(config.batch_size)):
-                found, read = values_at(networks.fast, images, station)
+                found, read = values_at(rest.at(i), images, station)
                 sums.add(read, found, targets[station.name][i], i)
             errors[station.name] = _solved(station, sums, networks, config)
+            rest.begin_after(station.name, batches(config.batch_size), count)
             del targets[station.name]
             bar.update()
     bar.close()
@@ -227,22 +233,13 @@ def _open(
     return chosen, kept
 
 
+def _folded(station: Station, network: nn.Module) -> Station:
+    return replace(station, before=tuple(inner for inner in station.before if inner.is_folded(network)))
+
+
 def _station(body: str, found: Convolution, output: str) -> Station:
     batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
     return Station(output, f"{body}.{found.conv}", output, output, removed=False, batchnorm=batchnorm)
-
-
-def _match(stations: list[Station], batches: list[Tensor], networks: Networks, positions: int) -> None:
-    """Give each channel of some convolutions, one after another, the mean and spread that it has in the original."""
-    targets = targets_at(networks.original, stations, batches, positions, seed=0)
-    for station in stations:
-        found = [pick(values_at(networks.fast, x, station)[0], positions, 0, i) for i, x in enumerate(batches)]
-        made, wanted = torch.cat(found).double(), torch.cat(targets[station.name]).double()
-        factor = (wanted.std(0, correction=0) / made.std(0, correction=0).clamp_min(1e-12)).clamp(0.5, 2)
-        conv = networks.conv(station)
-        assert conv.bias is not None
-        bias = conv.bias * (factor - 1) + wanted.mean(0) - factor * made.mean(0)
-        station.change(networks.fast, networks.small, conv.weight * (factor - 1)[:, None, None, None], bias)
 
 
 def _traced(model: nn.Module, name: str) -> fx.GraphModule:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import DslibError, require
+from .runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from .records import Record
@@ -140,6 +141,67 @@ def ingredients_bench(out: Path | None, **given: Any) -> None:
         click.echo(f"{row['mask']}, {row['images']} images, seed {row['seed']}, {row['ingredients']}: "
                    f"accuracy {row['accuracy']:.2%}, {row['seconds']:.1f} s")  # fmt: skip
     click.echo(f"largest memory {record.values['peak_memory_gib']:.1f} GiB")
+    _write(record, out)
+
+
+@bench.command("speedup")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--speedup", default=1.3, show_default=True, help="Over the original, on the same runtime.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(list(RUNTIMES)),
+    multiple=True,
+    default=("eager", "openvino"),
+    show_default=True,
+)
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--count", default=2048, show_default=True, help="Unlabelled images for the calibration.")
+@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@click.option("--rounds", default=30, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@out_option
+def speedup_bench(out: Path | None, **given: Any) -> None:
+    """The accuracy that calibration keeps at a measured speed-up, on each runtime."""
+    from .bench.speedup import record_speedup
+
+    record = record_speedup(**given)
+    for name, row in record.values["networks"].items():
+        times = ", ".join(f"{t['speedup']:.2f} x on {runtime}" for runtime, t in row["timing"].items())
+        click.echo(f"{name}: accuracy {row['accuracy']:.2%}, {len(row['removed'])} removed, {times}")
+    _write(record, out)
+
+
+@bench.command("starts")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--k", default=9, show_default=True, help="Sites to keep.")
+@click.option(
+    "--minutes",
+    type=float,
+    multiple=True,
+    default=(5.0,),
+    show_default=True,
+    help="To finetune for; the first with all seeds, others with one.",
+)
+@click.option("--lr", "lrs", type=float, multiple=True, default=(0.003, 0.01, 0.03, 0.1), show_default=True)
+@click.option("--tuning-minutes", default=1.5, show_default=True, help="For each learning rate of each start.")
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
+@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@out_option
+def starts_bench(out: Path | None, **given: Any) -> None:
+    """Finetune from a calibrated network and from one whose activations fade out, for the same time."""
+    from .bench.starts import record_starts
+
+    record = record_starts(**given)
+    for row in record.values["rows"]:
+        click.echo(f"{row['mask']}, {row['start']}, seed {row['seed']}: accuracy {row['accuracy']:.2%} after "
+                   f"{row['seconds']:.0f} s (before {row['accuracy_before']:.2%})")  # fmt: skip
     _write(record, out)
 
 

@@ -10,6 +10,7 @@ import click
 from .calibration import Calibrate
 from .cli_options import network_options, parse_options, settings
 from .errors import BadConfig, require
+from .runtimes import RUNTIMES
 
 
 @click.command("calibrate")
@@ -19,6 +20,14 @@ from .errors import BadConfig, require
 @click.option("--image-size", type=int, help="Side in pixels; default 128, for small datasets their own.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping.")
 @click.option("--k", type=int, help="Sites to keep, the most important ones; they are ranked first (or --ranking).")
+@click.option("--speedup", type=float, help="For --k: so many times faster than the original, measured here.")
+@click.option(
+    "--runtime",
+    type=click.Choice(list(RUNTIMES)),
+    default="eager",
+    show_default=True,
+    help="What --speedup is measured on, at batch 32.",
+)
 @click.option("--ranking", type=Path, help="A ranking or search made before; written here if it does not exist.")
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
@@ -27,19 +36,21 @@ from .errors import BadConfig, require
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def calibrate_command(
     model: str, weights: str, options: tuple[str, ...], images: str, count: int, image_size: int | None,
-    skip_corrupt: bool, k: int | None, ranking: Path | None, mask_file: Path | None, rank_count: int, device: str,
-    out: Path, refit: bool, **given: Any,
+    skip_corrupt: bool, k: int | None, speedup: float | None, runtime: str, ranking: Path | None,
+    mask_file: Path | None, rank_count: int, device: str, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Shrink and merge a trained network in seconds, from unlabelled photos, without training."""
     import dslib
 
     from .calibration import logits_of
-    from .planning import agreement, rank
+    from .planning import agreement, for_speedup, rank
     from .running import pick_device
 
-    require((k is None) != (mask_file is None), "expected either --k or --mask (--plan)", BadConfig)
+    ways = [way is not None for way in (k, speedup, mask_file)]
+    require(sum(ways) == 1, "expected one of --k, --speedup and --mask (--plan)", BadConfig)
+    require(speedup is None or speedup > 1, f"--speedup: expected more than 1, found {speedup}", BadConfig)
     require(count > 0 and rank_count > 0, f"expected one or more images, found {count} and {rank_count}", BadConfig)
-    config = Calibrate(refit=refit, **given)
+    config = Calibrate(**given)
     photos, held, classes, size = _photos(images, count, image_size, skip_corrupt)
     loaded = dslib.load_model(model, classes, weights, parse_options(options))
     require(loaded.trained, f"{model} with weights {weights!r} is not trained for these images: give weights that are")
@@ -49,14 +60,22 @@ def calibrate_command(
         plan = dslib.Plan.load(mask_file)
     else:
         sites = dslib.find_sites(network, size)
-        sites.check_k(k)  # type: ignore[arg-type]
+        if k is not None:
+            sites.check_k(k)
         if ranking is not None and ranking.exists():
             found = dslib.Found.load(ranking)
         else:
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
-        plan = dslib.Plan(found.mask(k))  # type: ignore[arg-type]
+        if k is not None:
+            plan = dslib.Plan(found.mask(k))
+        else:
+            assert speedup is not None
+            cost = dslib.profile(network, sites, runtime=runtime)
+            mask, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
+            click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")
+            plan = dslib.Plan(mask)
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import require
 from .records import machine
+from .runtimes import Run, describe, prepare
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,8 +73,9 @@ def measure(
     rounds: int = 30,
     warmup: int = 3,
     at_least_ms: float = 2.0,
+    runtime: str = "eager",
 ) -> Timing:
-    """Latency of several networks on one batch, in turns (A B A B ...), eager, channels last, no gradients.
+    """Latency of several networks on one batch, in turns (A B A B ...), no gradients; eager is channels last.
 
     In turns, so that a slow spell of the machine hits all alike and ratios stay honest.
 
@@ -83,20 +85,20 @@ def measure(
         rounds: measurements of each.
         warmup: unmeasured runs of each before.
         at_least_ms: a quick layer is run several times a measurement, until it takes this long.
+        runtime: what runs them: "eager" (PyTorch) or "openvino".
     """
     require(bool(models) and rounds > 0, "expected at least one network and one round to measure")
     tune_allocator()
-    ready = {name: _ready(model, images) for name, model in models.items()}
-    images = images.contiguous(memory_format=torch.channels_last)
+    device = images.device
+    ready = {name: prepare(model, images, runtime) for name, model in models.items()}
     ms: dict[str, list[float]] = {name: [] for name in ready}
     with torch.inference_mode():
-        repeats = {name: _repeats(model, images, warmup, at_least_ms) for name, model in ready.items()}
+        repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in ready.items()}
         for _ in range(rounds):
-            for name, model in ready.items():
-                ms[name].append(_time_once(model, images, repeats[name]))
+            for name, run in ready.items():
+                ms[name].append(_time_once(run, device, repeats[name]))
     arrays = {name: np.array(values) for name, values in ms.items()}
-    kind = str(images.dtype).removeprefix("torch.")
-    return Timing(arrays, len(images), str(images.device), f"eager, channels_last, {kind}")
+    return Timing(arrays, len(images), str(device), describe(runtime, images))
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
@@ -154,30 +156,25 @@ def peak_memory_gib() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def _ready(model: nn.Module, images: Tensor) -> nn.Module:
-    ready = copy.deepcopy(model).eval().to(images.device)
-    return ready.to(memory_format=torch.channels_last)
-
-
-def _repeats(model: nn.Module, images: Tensor, warmup: int, at_least_ms: float) -> int:
+def _repeats(run: Run, device: torch.device, warmup: int, at_least_ms: float) -> int:
     for _ in range(max(warmup, 1)):
-        took = _time_once(model, images, 1)
+        took = _time_once(run, device, 1)
     return max(1, round(at_least_ms / max(took, 1e-3)))
 
 
-def _time_once(model: nn.Module, images: Tensor, repeats: int) -> float:
+def _time_once(run: Run, device: torch.device, repeats: int) -> float:
     """Milliseconds of one run, the mean of `repeats` in a row."""
-    if images.device.type == "cuda":
+    if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(repeats):
-            model(images)
+            run()
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end)) / repeats
     start = time.perf_counter()
     for _ in range(repeats):
-        model(images)
-    if images.device.type == "mps":
+        run()
+    if device.type == "mps":
         torch.mps.synchronize()
     return 1e3 * (time.perf_counter() - start) / repeats

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .blocks import in_channels
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .errors import MaskMismatch, require
+from .folding import fold
+from .graphs import dtype_of
 from .masks import Mask
+from .measuring import measure
+from .merging import merge
 from .profiling import CostTable
 from .searching import Found
+from .shrinking import shrink
 from .sites import Sites
 
+Speedup = tuple[float, float, float]  # ratio of medians, and quartiles of the rounds' ratios
 LEVELS = 2000  # to which savings are rounded (down) in `cheapest`
 
 
@@ -70,12 +78,46 @@ def cheapest(found: Found, cost: CostTable, latency: float) -> Mask:
     """
     unknown = sorted(set(found.m) - set(cost.kept))
     require(not unknown, f"no measured cost for {unknown}: profile the network that was ranked", MaskMismatch)
-    useful = {name: cost.savings[name] for name in found.m if cost.savings[name] > 0}
+    savings = {name: cost.kept[name] - cost.merged[name] for name in found.m}  # calibrating merges what it removes
+    useful = {name: saving for name, saving in savings.items() if saving > 0}
     least, need = cost.total - sum(useful.values()), cost.total - latency
     require(least <= latency, f"latency: the least that can be reached is {least:.2f} ms per batch, found {latency:g}",
             MaskMismatch)  # fmt: skip
     removed = set(useful) if latency - least < 1e-9 * cost.total else _knapsack(useful, found.m, need)
     return Mask({name: name not in removed for name in found.order})
+
+
+def for_speedup(
+    model: nn.Module, found: Found, cost: CostTable, speedup: float, rounds: int = 15, runtime: str = "eager"
+) -> tuple[Mask, Speedup]:
+    """The mask that removes the least importance and makes the merged network so many times faster, as measured.
+
+    Predicted latencies are sums over blocks; where the whole network then falls short, more is asked of them.
+
+    Args:
+        model: the network that was ranked and profiled.
+        found: the importances.
+        cost: measured here; the network is timed at its batch size and image size.
+        speedup: ratio of medians, BatchNorm folded on both sides.
+        rounds: measurements of each network.
+        runtime: that the costs were measured on.
+    Returns:
+        The mask; and the measured speed-up with its quartiles.
+    Raises:
+        MaskMismatch: if removing all sites does not reach it.
+    """
+    require(speedup > 1, f"speedup: expected more than 1, found {speedup:g}")
+    size, device = cost.image_size, next(model.parameters()).device
+    images = torch.randn(cost.batch_size, in_channels(model), size, size, device=device, dtype=dtype_of(model))
+    asked = speedup
+    while True:
+        mask = cheapest(found, cost, cost.total / asked)
+        networks = {"small": fold(merge(shrink(model, mask, image_size=size)), images), "original": fold(model, images)}
+        timing = measure(networks, images, rounds, runtime=runtime)
+        reached = timing.speedup("small", over="original")
+        if reached[0] >= speedup:
+            return mask, reached
+        asked *= max(speedup / reached[0], 1.01)
 
 
 def _knapsack(savings: dict[str, float], losses: dict[str, float], need: float) -> set[str]:

@@ -185,6 +185,25 @@ def plot_frontier(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> F
     return figure
 
 
+def plot_over_images(rows: pd.DataFrame, original: float) -> Figure:
+    """Accuracy over the number of images calibrated with: a point for each seed, a line through the medians.
+
+    Args:
+        rows: columns `images` and `accuracy` (0 to 1).
+        original: the original's accuracy.
+    """
+    figure, axes = _figure(6.5, 3.4)
+    middle = 100 * rows.groupby("images")["accuracy"].median()
+    axes.axhline(100 * original, color=ORIGINAL, linestyle="--", label="original")
+    axes.plot(middle.index, middle, color=MERGED, label="calibrated, median")
+    axes.plot(rows["images"], 100 * rows["accuracy"], "o", color=MERGED, markersize=4, label="one seed")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(middle.index), [f"{n:,}" for n in middle.index], minor=False)
+    axes.set(xlabel="unlabelled images", ylabel="accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as SVG text, the same on every run; the figure is closed."""
     import matplotlib.pyplot as plt

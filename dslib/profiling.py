@@ -104,6 +104,7 @@ def profile(
     batch_size: int = 32,
     boundary: Callable[[], nn.Module] | None = None,
     rounds: int = 15,
+    runtime: str = "eager",
 ) -> CostTable:
     """Measure every mergeable site, kept, linear and merged in turns, on the model's device.
 
@@ -113,6 +114,7 @@ def profile(
         batch_size: images a batch.
         boundary: activation after removed blocks, counted as part of them.
         rounds: measurements of each.
+        runtime: what runs them, as for `measure`.
     """
     require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
     sites.check_k(len(sites) - len(sites.mergeable))
@@ -129,10 +131,10 @@ def profile(
             "linear": fold(shrunk[site.name], images),
             "merged": merge_blocks([shrunk[site.name]], site.name),
         }
-        timing = measure(states, images, rounds)
+        timing = measure(states, images, rounds, runtime=runtime)
         for state in states:
             costs[state][site.name] = timing.median(state)
     images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
-    whole = measure({"all": fold(model, images)}, images, rounds)
+    whole = measure({"all": fold(model, images)}, images, rounds, runtime=runtime)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
                      device=str(device), runtime=whole.runtime)  # fmt: skip

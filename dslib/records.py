@@ -82,6 +82,12 @@ def commit() -> str:
         return ""
 
 
+def as_words(settings: dict[str, Any]) -> str:
+    """Settings as a command's options; a tuple's are given one after another."""
+    pairs = ((key, one) for key, value in settings.items() for one in (value if isinstance(value, tuple) else [value]))
+    return " ".join(f"--{key.replace('_', '-')} {one}" for key, one in pairs)
+
+
 def write_json(path: Path | str, content: Any) -> Path:
     """Write `content` as JSON under `path`, whole or not at all, and return the path."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -15,27 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import recipes, records
+from .calibration import Calibrate, calibrate
+from .comparing import compare
 from .datasets import Data, load_data
 from .errors import BadConfig, first_line, require
 from .finetuning import Finetune, check_teacher, finetune
-from .folding import fold
-from .measuring import (
-    accelerator,
-    count_macs,
-    count_parameters,
-    measure,
-    this_machine,
-    tune_allocator,
-)
+from .measuring import accelerator, this_machine, tune_allocator
 from .models import find_head, load_model
+from .planning import rank
 from .profiling import CostTable, profile
 from .recipes import Recipe, activation
 from .searching import Found, Search, search
 from .shrinking import fade
 from .sites import find_sites
-from .training import Train, evaluate, predict, top1, train
+from .training import Train, evaluate, train
 
 T = TypeVar("T")
+RANKED_IMAGES, CALIBRATION_IMAGES = 512, 2048
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class Run:
         data, image_size, skip_corrupt: as for `load_data`.
         k: number of sites kept.
         boundary: name of the boundary activation in torch.nn, or None.
+        calibrate: whether to begin with `calibrate` on training images, in place of activations that fade out; the
+            sites are then ranked by it too, in place of a search.
         pretrain: of a network without weights, or of a new head.
         search, finetune: of stages 1 and 2; their k and seed are those here.
         batch_size: at which latency is measured.
@@ -63,6 +61,7 @@ class Run:
     image_size: int | None = None
     skip_corrupt: bool = False
     boundary: str | None = None
+    calibrate: bool = False
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
     search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8, latency_weight=0.03)
     finetune: Finetune = Finetune(epochs=10, lr=0.03, batch_size=64)
@@ -74,6 +73,7 @@ class Run:
     def __post_init__(self) -> None:
         """Hand k and seed down to the stages; check what needs no network."""
         activation(self.boundary)
+        require(not (self.calibrate and self.boundary), "a calibrated network has no boundary activation: leave it out")
         require(self.rounds > 0, f"rounds: expected 1 or more, found {self.rounds}")
         require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
         for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
@@ -83,9 +83,9 @@ class Run:
 def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> records.Record:
     """Search, shrink, finetune and merge; measure; write everything to `out`; return the record.
 
-    `out` gets config.json, original, shrunk and merged (each .json and .safetensors), cost.json, search.json,
-    mask.json and record.json. A stage whose file stands is not done again; a stage that was stopped goes on from its
-    last whole epoch.
+    `out` gets config.json, original, shrunk and merged (with `calibrate`, calibrated too; each .json and .safetensors),
+    cost.json, search.json, mask.json and record.json. A stage whose file stands is not done again; a stage that was
+    stopped goes on from its last whole epoch.
 
     Raises:
         BadConfig: if `out` holds a run with other settings, or cannot be written.
@@ -103,28 +103,42 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     sites.check_k(config.k)
     boundary = activation(config.boundary)
     cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
-    found = stage.file(
-        "search", Found.load,
-        lambda: search(model, data, sites, cost, config.search, out / "search.partial.safetensors"),
-    )  # fmt: skip
+    settings = Calibrate(seed=config.seed)
+
+    def stage1() -> Found:
+        if config.calibrate:
+            return rank(model, sites, data.train.first(RANKED_IMAGES, config.seed), settings)
+        return search(model, data, sites, cost, config.search, out / "search.partial.safetensors")
+
+    found = stage.file("search", Found.load, stage1)
     mask = found.mask(config.k)
     mask.save(out / "mask.json")
     echo(repr(mask))
     shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
+    merging = mask.removed if config.calibrate else cost.worth_merging(mask)
+    shrunk_recipe = replace(shrunk_recipe, merged=merging if config.calibrate else ())
+
+    def calibrated() -> tuple[nn.Module, Recipe]:
+        images = data.train.first(CALIBRATION_IMAGES, config.seed)
+        return calibrate(model, mask, images, settings).model, shrunk_recipe
+
+    start = stage.network("calibrated", calibrated)[0] if config.calibrate else None
 
     def stage2() -> tuple[nn.Module, Recipe]:
-        small = fade(model, mask, boundary, data.image_size)
+        small = fade(model, mask, boundary, data.image_size) if start is None else start.to(device)
         done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors")
         records.write_json(out / "finetune.json", {"history": done.history})
         return done.model, shrunk_recipe
 
     small, _ = stage.network("shrunk", stage2)
-    merged, _ = stage.network("merged", lambda: shrunk_recipe.merge_into(small, cost.worth_merging(mask)))
+    merged, _ = stage.network(
+        "merged", lambda: (small, shrunk_recipe) if config.calibrate else shrunk_recipe.merge_into(small, merging)
+    )
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
     values = {
-        "k": mask.k, "removed": list(mask.removed), "merged": list(cost.worth_merging(mask)),
+        "k": mask.k, "removed": list(mask.removed), "merged": list(merging),
         "seconds": stage.seconds(),
-        **compare(networks, data, config), "cost": asdict(cost), "found": asdict(found),
+        **compare(networks, data, config.batch_size, config.rounds), "cost": asdict(cost), "found": asdict(found),
         **records.read_json(out / "finetune.json"),
     }  # fmt: skip
     record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
@@ -132,52 +146,6 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     for leftover in out.glob("*.partial.safetensors"):
         leftover.unlink()
     return record
-
-
-def compare(networks: Mapping[str, nn.Module], data: Data, config: Run) -> dict[str, Any]:
-    """Accuracy, cost and latency of the original and the merged network, and how well merged equals shrunk.
-
-    Latency is measured in turns, with BatchNorm folded on both sides.
-    """
-    shape = (3, data.image_size, data.image_size)
-    device = next(networks["original"].parameters()).device
-    images = torch.randn(config.batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # what is called fp32 here is fp32
-        logits = {name: predict(network, data.val) for name, network in networks.items()}
-        folded = {name: fold(networks[name], images) for name in ("original", "merged")}
-        timing = measure(folded, images, config.rounds)
-    rows = {
-        name: {
-            "accuracy": top1(logits[name], data.val),
-            "macs": count_macs(network, shape),
-            "parameters": count_parameters(network),
-            **timing.frame.loc[name].to_dict(),
-        }
-        for name, network in folded.items()
-    }
-    ratio, low, high = timing.speedup("merged", over="original")
-    return {
-        "networks": rows,
-        "speedup": {"ratio_of_medians": ratio, "q25": low, "q75": high, "rounds": config.rounds},
-        "batch_size": config.batch_size, "image_size": data.image_size, "runtime": timing.runtime,
-        "val_images": len(data.val),
-        "shrunk_accuracy": top1(logits["shrunk"], data.val),
-        **agreement(logits["shrunk"], logits["merged"]),
-    }  # fmt: skip
-
-
-def agreement(a: Tensor, b: Tensor) -> dict[str, float]:
-    """How far two networks' logits (N, classes) differ: relative to the largest, and in top-1.
-
-    An image whose two best logits are closer than 1e-4 in `a` has no clear top-1 and is not counted.
-    """
-    best = a.topk(2, dim=1).values
-    clear = best[:, 0] - best[:, 1] >= 1e-4
-    return {
-        "largest_relative_difference": ((a - b).abs().max() / a.abs().max()).item(),
-        "top1_differences": int((a.argmax(1) != b.argmax(1))[clear].sum()),
-        "top1_unclear": int((~clear).sum()),
-    }
 
 
 def pick_device(name: str) -> torch.device:
@@ -282,7 +250,7 @@ def _claim(out: Path, config: Run) -> None:
 def _command(config: Run) -> str:
     """The command line that repeats the run where its data is, settings that are defaults left out."""
     words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
-    words += ["--skip-corrupt"] if config.skip_corrupt else []
+    words += [f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "calibrate") if getattr(config, flag)]
     default = Run(config.model, config.data, config.k)
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
         if getattr(config, name) != getattr(default, name):

@@ -219,6 +219,23 @@ class _Stop(Exception):
     """Ends a forward pass where its rest is not needed."""
 
 
+def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
+    """What a module gives, in a forward pass that ends there."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, inputs: Any, output: Tensor) -> None:
+        found.append(output)
+        raise _Stop
+
+    hook = model.get_submodule(name).register_forward_hook(stop)
+    with contextlib.suppress(_Stop):
+        try:
+            model(images)
+        finally:
+            hook.remove()
+    return found[0]
+
+
 def values_at(model: nn.Module, images: Tensor, station: Station) -> tuple[Tensor, Tensor]:
     """A station's output, and the input of its convolution, in one forward pass of the small network."""
     found: list[Tensor] = []
@@ -226,19 +243,8 @@ def values_at(model: nn.Module, images: Tensor, station: Station) -> tuple[Tenso
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0])
 
-    def stop(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        found.append(output)
-        raise _Stop
-
-    hooks = [
-        model.get_submodule(station.conv).register_forward_pre_hook(note),
-        model.get_submodule(station.output).register_forward_hook(stop),
-    ]
-    with contextlib.suppress(_Stop):
-        try:
-            model(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-    read, made = found
-    return made, read
+    hook = model.get_submodule(station.conv).register_forward_pre_hook(note)
+    try:
+        return output_at(model, images, station.output), found[0]
+    finally:
+        hook.remove()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import Tiny, randomise_batchnorm
 
-from dslib import affine, hoisting, interpreting, layers
+import dslib
+from dslib import affine, finetuning, hoisting, interpreting, layers
 from dslib.bench.borders import record_borders
 from dslib.bench.exact import record_exact
 from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
@@ -120,6 +121,36 @@ def test_ingredients_of_calibration(monkeypatch, digits):
     assert len(rows) == 6 + 2 * 3
     assert all(0 <= row["accuracy"] <= 1 and row["seconds"] > 0 for row in rows)
     assert "--k 2 --k 1 --images 16 --images 64 --seeds 2" in record.command
+
+
+def test_speedup_and_starts(monkeypatch, digits):
+    from dslib.bench import speedup, starts
+
+    model = Loaded(randomise_batchnorm(Tiny()), True)
+    mask = dslib.find_sites(model.model, 32).mask(["blocks.1"])
+    for module in (speedup, starts):
+        monkeypatch.setattr(module, "load_data", lambda *_: digits)
+        monkeypatch.setattr(module, "load_model", lambda *_: model)
+    monkeypatch.setattr(speedup, "for_speedup", lambda *_, **__: (mask, (2.0, 1.9, 2.1)))
+    record = speedup.record_speedup("tiny", "digits", None, 1.2, ("eager", "openvino"), 4, 64, 32, rounds=3)
+    rows = record.values["networks"]
+    assert list(rows) == ["original", "for eager", "for openvino"]
+    assert rows["for eager"]["removed"] == list(mask.removed)
+    fastest = {name: min(t["latency_ms"] for t in row["timing"].values()) for name, row in rows.items()}
+    for name, row in rows.items():
+        assert len(row["timing"]) == 2
+        assert row["speedup_best_runtimes"] == pytest.approx(fastest["original"] / fastest[name])
+    assert "--runtime eager --runtime openvino" in record.command
+
+    monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
+    record = starts.record_starts("tiny", "digits", None, 1, (0.02, 0.03), (0.01, 0.02), 0.005, 2, 16, 32, 32)
+    rows = record.values["rows"]
+    found = [(row["start"], row["seed"], row["minutes"]) for row in rows]
+    assert found == [("fading", 0, 0.02), ("calibrated", 0, 0.02), ("fading", 1, 0.02), ("calibrated", 1, 0.02),
+                     ("fading", 0, 0.03), ("calibrated", 0, 0.03)]  # fmt: skip
+    assert {row["lr"] for row in record.values["tuning"]} == {0.01, 0.02}
+    assert all(row["lr"] == record.values["lr"][row["start"]] for row in rows)
+    assert all(row["epochs"] * row["images_an_epoch"] >= 16 and row["seconds"] > 0 for row in rows)
 
 
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")

@@ -12,6 +12,7 @@ from dslib import calibration
 from dslib.calibration import Calibrate, calibrate
 from dslib.errors import BadConfig, BadData, DslibError, NotMergeable
 from dslib.least_squares import Sums, pick
+from dslib.replaying import Replay, Rest, Skip
 from dslib.stations import Opened, last_convolution
 from dslib.tracing import trace
 
@@ -104,6 +105,48 @@ def test_calibrated_is_nearer_than_torn_out(name, tiny):
     assert relative(maps_after(adjusted.model, last, x), expected) < 1.001 * found  # tiny's is as good without
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert set(adjusted.model.state_dict()) == set(dslib.merge(dslib.shrink(model, mask, None, size)).state_dict())
+
+
+class Skipping(nn.Module):
+    """`late` reads what `early` gave, by a weight that is zero; `block` comes between."""
+
+    def __init__(self, skips):
+        super().__init__()
+        self.early, self.block, self.late, self.skips = nn.Conv2d(3, 3, 1), Block(3, c_out=3), nn.Conv2d(3, 3, 1), skips
+        nn.init.zeros_(self.late.weight)
+
+    def forward(self, x):
+        early = self.early(x)
+        y = self.block(early)
+        return y + self.late(early if self.skips else y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("skips", [False, True])
+def test_what_comes_before_is_replayed_unless_something_else_reads_it(skips):
+    model = randomise_batchnorm(Skipping(skips)).eval()
+    parts = photos(12, 8).float().split(5)
+    expected = [model(part) for part in parts]
+    rest = Rest(model)
+    assert not rest.begin_after("block", iter(parts), 12, most=12 * 3 * 8 * 8 * 4 - 1)
+    assert rest.begin_after("block", iter(parts), 12) is not skips
+    assert isinstance(model.block, Replay) is not skips
+    assert isinstance(model.early, Skip) is not skips
+    for i, part in enumerate(parts):
+        assert torch.equal(rest.at(i)(part), expected[i])
+        if not skips:
+            assert torch.equal(rest.at(i)(torch.zeros_like(part)), expected[i])
+
+
+@torch.no_grad()
+def test_replaying_changes_nothing(tiny, monkeypatch):
+    x = photos()
+    mask = dslib.find_sites(tiny, 32).mask(["blocks.1"])
+    first = calibrate(tiny, mask, x)
+    monkeypatch.setattr(Rest, "begin_after", lambda *_: False)
+    again = calibrate(tiny, mask, x)
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

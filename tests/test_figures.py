@@ -66,6 +66,14 @@ def test_a_frontier_shows_ranked_and_random_masks():
     assert points.get_xydata().tolist() == [[1.0, 12.5]]
 
 
+def test_accuracy_over_images_shows_each_seed_and_the_median():
+    rows = pd.DataFrame({"images": [16, 16, 16, 64], "accuracy": [0.5, 0.25, 0.75, 0.875]})
+    original, middle, points = plots.plot_over_images(rows, 0.9375).axes[0].lines
+    assert set(original.get_ydata()) == {93.75}
+    assert middle.get_xydata().tolist() == [[16.0, 50.0], [64.0, 87.5]]
+    assert points.get_ydata().tolist() == [50.0, 25.0, 75.0, 87.5]
+
+
 def test_straight_lines_lie_beside_what_is_bent():
     x = np.array([-1.0, 0.0, 3.0])
     dots, first, second = plots.plot_fit(x, x.clip(0), {"torn out": (1.0, 0.0), "fit": (0.5, 1.0)}).axes[0].lines

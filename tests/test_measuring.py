@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import dslib
-from dslib.errors import BadConfig, BadRecord, MaskMismatch
+from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
 from dslib.measuring import Timing
+from dslib.runtimes import prepare
 
 # Fu et al. 2022, the masks of MobileNetV2-1.4: kept sites, whether the stem's activation is kept, MFLOPs published
 PAPER = {
@@ -20,6 +21,38 @@ PAPER = {
 @pytest.fixture(scope="module")
 def mobilenet_140():
     return dslib.load_model("timm/mobilenetv2_140").model.eval()
+
+
+@pytest.mark.parametrize("runtime", ["eager", "openvino"])
+def test_runtimes_run_the_network_that_they_were_given(runtime):
+    model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(4, 3, 16, 16)
+    run = prepare(model, images, runtime)
+    found = run()
+    first = found if isinstance(found, torch.Tensor) else torch.from_numpy(found[0].copy())
+    torch.testing.assert_close(first, model(images), rtol=1e-4, atol=1e-5)
+    timing = dslib.measure(
+        {"one": model, "deep": nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1)] * 9)}, images, 3, runtime=runtime
+    )
+    assert timing.runtime.startswith(runtime)
+    assert timing.runtime.endswith("float32")
+    assert timing.median("one") > 0
+
+
+def test_a_runtime_that_cannot_is_refused():
+    model, images = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8)
+    for given, runtime, text in (
+        (images, "tensorflow", "runtime: expected one of eager, openvino, found 'tensorflow'"),
+        (images.double(), "openvino", r"expected float32 images on the CPU, found torch\.float64"),
+    ):
+        with pytest.raises(BadConfig, match=text):
+            prepare(model.to(given.dtype), given, runtime)
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x + (7 if torch.jit.is_tracing() else 5)
+
+    with pytest.raises(DslibError, match="openvino computes something else for Odd: it differs by"):
+        prepare(Odd(), images, "openvino")
 
 
 def published_flops(model: nn.Module) -> float:

@@ -3,13 +3,16 @@
 import itertools
 import sys
 
+import numpy as np
 import pytest
 from conftest import Tiny, photos
 
 import dslib
+from dslib import planning
 from dslib.calibration import Calibrate, calibrate, logits_of
-from dslib.errors import MaskMismatch
-from dslib.planning import agreement, cheapest, divergence, rank
+from dslib.errors import DslibError, MaskMismatch
+from dslib.measuring import Timing
+from dslib.planning import agreement, cheapest, divergence, for_speedup, rank
 from dslib.profiling import CostTable
 from dslib.searching import Found
 
@@ -45,6 +48,29 @@ def test_the_cheapest_mask_within_a_latency():
         cheapest(found, cost, 28.0)
     with pytest.raises(MaskMismatch, match="no measured cost for \\['z'\\]"):
         cheapest(Found({"z": 1.0}, (), ("z",)), cost, 39.0)
+
+
+@pytest.mark.parametrize("measured", [[1.5], [1.0, 1.2, 1.4]])
+def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
+    """What falls short when measured is asked for again, with more removed."""
+    names = tuple(dslib.find_sites(tiny, 32).names)
+    cost = CostTable(dict.fromkeys(names, 5.0), dict.fromkeys(names, 9.0), dict.fromkeys(names, 2.0), 20.0, 4, 32,
+                     "cpu", "eager")  # fmt: skip
+    found = Found(dict(zip(names, (0.1, 0.3, 0.2), strict=True)), (), names)
+    times = iter(measured)
+
+    def measured_next(networks, images, *_, **__):
+        ms = {"small": np.array([10 / next(times)]), "original": np.array([10.0])}
+        return Timing(ms, len(images), "cpu", "eager")
+
+    monkeypatch.setattr(planning, "measure", measured_next)
+    mask, reached = for_speedup(tiny, found, cost, 1.15)
+    assert mask.removed == (("blocks.0",) if len(measured) == 1 else ("blocks.0", "blocks.2"))
+    assert reached[0] == pytest.approx(measured[0] if len(measured) == 1 else 1.2)
+    assert reached[0] == pytest.approx(reached[1]) == pytest.approx(reached[2])
+    for speedup, text in ((1.0, "speedup: expected more than 1"), (3.0, "the least that can be reached is 11.00 ms")):
+        with pytest.raises(DslibError, match=text):
+            for_speedup(tiny, found, cost, speedup)
 
 
 @pytest.fixture
@@ -87,12 +113,22 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
     assert "k=1 of 3" in command(*words, "--skip-corrupt")
 
 
-def test_a_labelled_dataset_and_a_mask(tmp_path, command):
+def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
     dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
     out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
     assert "accuracy" in out
     assert dslib.load(tmp_path / "net.json")[1].classes == tuple("0123456789")
-    for words in (("--images", "digits"), ("--images", tmp_path, "--k", 1), ("--images", "digits", "--k", 7)):
+    mask = dslib.Mask.load(tmp_path / "mask.json")
+    monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (mask, (1.5, 1.4, 1.6)))
+    out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
+    assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
+    assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
+    for words in (
+        ("--images", "digits"),
+        ("--images", "digits", "--k", 1, "--speedup", 2),
+        ("--images", tmp_path, "--k", 1),
+        ("--images", "digits", "--k", 7),
+    ):
         with pytest.raises(SystemExit):
             command(*words, "--out", "other.json")
     assert not (tmp_path / "other.json").exists()

@@ -101,6 +101,26 @@ def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz
     assert "holds a run with other settings (k" in refused(*words[: -len(SHORT)], "--k", "2", *SHORT)
 
 
+def test_run_from_a_calibrated_network(tmp_path, npz, refused):
+    words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", "--calibrate")
+    assert "a calibrated network has no boundary activation" in refused(*words, "--boundary", "ReLU6")
+    status, out, err = call(*words, *SHORT, cwd=tmp_path)
+    assert status == 0, err
+    record = dslib.records.Record.load(tmp_path / "r" / "record.json")
+    assert record.values["removed"] == record.values["merged"]
+    assert len(record.values["merged"]) == 2
+    assert record.values["networks"]["merged"]["accuracy"] > 0.8
+    assert {"calibrated", "shrunk", "merged"} <= set(record.values["seconds"])
+    start, recipe = dslib.load(tmp_path / "r" / "calibrated.json")
+    merged, last = dslib.load(tmp_path / "r" / "merged.json")
+    assert recipe == last
+    weights = zip(start.parameters(), merged.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in weights)  # it was finetuned from there
+    assert "--calibrate" in record.command
+    status, out, _ = call(*words, *SHORT, cwd=tmp_path)
+    assert out.count("taken from") == 6
+
+
 def test_the_stages_one_by_one(tmp_path, npz):
     status, _, err = call("run", *MODEL, "--data", npz, "--k", "2", "--out", "r", *SHORT, cwd=tmp_path)
     assert status == 0, err

@@ -15,7 +15,7 @@ from ..masks import Mask
 from ..measuring import this_machine
 from ..models import load_model
 from ..planning import agreement, rank
-from ..records import Record, commit
+from ..records import Record, as_words, commit
 from ..sites import Sites, find_sites
 from ..training import evaluate
 
@@ -62,8 +62,7 @@ def record_frontier(
         "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
         "random_masks": random_masks, "seed": seed,
     }  # fmt: skip
-    words = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in settings.items())
-    return Record("frontier", f"dslib bench frontier {words}", settings, values, this_machine(), commit())
+    return Record("frontier", f"dslib bench frontier {as_words(settings)}", settings, values, this_machine(), commit())
 
 
 def _kept(network: nn.Module, data: Data) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..errors import require
 from ..measuring import peak_memory_gib, this_machine
 from ..models import load_model
 from ..planning import rank
-from ..records import Record, commit
+from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .frontier import calibrated_row
 
@@ -68,9 +68,5 @@ def record_ingredients(
         "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
         "k": ks, "images": counts, "seeds": seeds,
     }  # fmt: skip
-    words = " ".join(
-        f"--{key.replace('_', '-')} {one}"
-        for key, value in settings.items()
-        for one in (value if isinstance(value, tuple) else [value])
-    )
-    return Record("ingredients", f"dslib bench ingredients {words}", settings, values, this_machine(), commit())
+    command = f"dslib bench ingredients {as_words(settings)}"
+    return Record("ingredients", command, settings, values, this_machine(), commit())

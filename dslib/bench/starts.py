@@ -1,0 +1,110 @@
+"""Finetuning from a calibrated network and from one whose activations fade out, in equal time: `dslib bench starts`."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..calibration import Calibrate, calibrate
+from ..datasets import Data, load_data
+from ..errors import require
+from ..finetuning import Finetune, finetune
+from ..masks import Mask
+from ..measuring import this_machine
+from ..models import load_model
+from ..planning import rank
+from ..records import Record, as_words, commit
+from ..shrinking import fade
+from ..sites import find_sites
+from ..training import evaluate
+from .ingredients import GIVEN
+
+STARTS = ("fading", "calibrated")
+PROBE = 8  # batches that are timed to know how many fit
+
+
+def record_starts(
+    model: str, data: str, image_size: int | None = None, k: int = 9, minutes: tuple[float, ...] = (5.0,),
+    lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1), tuning_minutes: float = 1.5, seeds: int = 3,
+    batch_size: int = 64, count: int = 2048, rank_count: int = 512,
+) -> Record:  # fmt: skip
+    """Finetune the same masks from both starts for the same wall time, calibration counted.
+
+    The learning rate of each start is chosen by accuracy on training images that are held back, the validation split
+    only reports. The number of steps follows from the measured time of a step.
+
+    Args:
+        model: name of a network with default weights for the data.
+        data: a dataset.
+        image_size: side in pixels.
+        k: sites kept by the mask that the ranking gives; for a network of 17 sites, a given mask of nine is added.
+        minutes: wall times to train for; the first with all seeds, longer ones with one.
+        lrs: peak learning rates tried for each start.
+        tuning_minutes: each, on the ranking's mask.
+        seeds: how many.
+        batch_size: of the finetuning.
+        count, rank_count: unlabelled images for a calibration and for the ranking.
+    """
+    require(min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes), "expected one or more of each setting")
+    loaded = load_data(data, image_size)
+    network = load_model(model, loaded.classes, "default").model
+    network.eval()
+    sites = find_sites(network, loaded.image_size)
+    masks = {f"ranked k={k}": rank(network, sites, loaded.train.first(rank_count)).mask(k)}
+    if len(sites) == 17:
+        masks["given k=9"] = sites.mask([sites.names[i] for i in GIVEN["given k=9"]])
+    tuning, best = [], {}
+    first = next(iter(masks))
+    every = loaded.train.first(len(loaded.train))
+    held = len(every) // 8
+    parts = replace(
+        loaded,
+        train=replace(every, images=every.images[held:], labels=every.labels[held:]),
+        val=replace(every, images=every.images[:held], labels=every.labels[:held], augment=None),
+    )
+    for start in STARTS:
+        rows = [_trained(network, masks[first], start, parts, lr, tuning_minutes, 0, batch_size, count) for lr in lrs]
+        tuning += [{"mask": first, **row} for row in rows]
+        best[start] = max(rows, key=lambda row: row["accuracy"])["lr"]
+    rows = [
+        {"mask": name, **_trained(network, mask, start, loaded, best[start], limit, seed, batch_size, count)}
+        for limit in minutes
+        for name, mask in masks.items()
+        for seed in range(seeds if limit == minutes[0] else 1)
+        for start in STARTS
+    ]
+    values = {"tuning": tuning, "lr": best, "rows": rows, "val_images": len(loaded.val), "held_back": held}
+    settings = {
+        "model": model, "data": data, "image_size": loaded.image_size, "k": k, "minutes": minutes, "lr": lrs,
+        "tuning_minutes": tuning_minutes, "seeds": seeds, "batch_size": batch_size, "count": count,
+        "rank_count": rank_count,
+    }  # fmt: skip
+    return Record("starts", f"dslib bench starts {as_words(settings)}", settings, values, this_machine(), commit())
+
+
+def _trained(
+    network: nn.Module, mask: Mask, start: str, data: Data, lr: float, minutes: float, seed: int, batch_size: int,
+    count: int,
+) -> dict[str, Any]:  # fmt: skip
+    """One finetuning: its settings, the seconds that it took, accuracy before and after on the validation split."""
+    began = time.perf_counter()
+    if start == "calibrated":
+        small = calibrate(network, mask, data.train.first(count, seed), Calibrate(seed=seed), progress=False).model
+    else:
+        small = fade(network, mask, None, data.image_size)
+    spent = time.perf_counter() - began
+    config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed)
+    few = replace(data, train=data.train.first(PROBE * batch_size), val=data.val.first(batch_size))
+    probe = finetune(small, few, network, config).history[0]["seconds"] / len(few.train)
+    images = max((60 * minutes - spent) / probe, batch_size)
+    epochs = math.ceil(images / len(data.train))
+    part = replace(few, train=data.train.first(max(int(images / epochs), batch_size), seed))
+    done = finetune(small, part, network, replace(config, epochs=epochs))
+    seconds = spent + sum(row["seconds"] for row in done.history)
+    return {"start": start, "seed": seed, "lr": lr, "minutes": minutes, "seconds": seconds, "epochs": epochs,
+            "images_an_epoch": len(part.train), "accuracy_before": evaluate(small, data.val),
+            "accuracy": evaluate(done.model, data.val)}  # fmt: skip
