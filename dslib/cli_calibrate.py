@@ -43,7 +43,7 @@ def calibrate_command(
     import dslib
 
     from .calibration import logits_of
-    from .planning import agreement, for_speedup, rank
+    from .planning import agreement, rank
     from .running import pick_device
 
     ways = [way is not None for way in (k, speedup, mask_file)]
@@ -60,22 +60,13 @@ def calibrate_command(
         plan = dslib.Plan.load(mask_file)
     else:
         sites = dslib.find_sites(network, size)
-        if k is not None:
-            sites.check_k(k)
-        if ranking is not None and ranking.exists():
-            found = dslib.Found.load(ranking)
-        else:
+        sites.check_k(len(sites) if k is None else k)
+        found = dslib.Found.load(ranking) if ranking is not None and ranking.exists() else None
+        if found is None:
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
-        if k is not None:
-            plan = dslib.Plan(found.mask(k))
-        else:
-            assert speedup is not None
-            cost = dslib.profile(network, sites, runtime=runtime)
-            mask, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
-            click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")
-            plan = dslib.Plan(mask)
+        plan = dslib.Plan(found.mask(k) if k is not None else _quicker(network, sites, found, speedup or 1.0, runtime))
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))
@@ -90,6 +81,17 @@ def calibrate_command(
         same = agreement(*(logits_of(net, photos, config.batch_size) for net in (done.model, network)))
         click.echo(f"agrees with the original on {same:.2%} of the photos that it was made with (no labels were found)")
     click.echo(f"written: {dslib.save(out, done.model, recipe)}")
+
+
+def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str) -> Any:
+    """The mask that is so many times faster here, told to the user."""
+    from .planning import for_speedup
+    from .profiling import profile
+
+    cost = profile(network, sites, runtime=runtime)
+    mask, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
+    click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")
+    return mask
 
 
 def _photos(images: str, count: int, image_size: int | None, skip_corrupt: bool) -> tuple[Any, Any, Any, int]:
