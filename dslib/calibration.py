@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from .blocks import in_channels, site_names
+from .blocks import in_channels, input_shapes, site_names
 from .errors import BadConfig, BadData, DslibError, NotTraceable, first_line, require
 from .folding import fold
 from .graphs import dtype_of
@@ -57,8 +57,8 @@ class Calibrate:
     Args:
         ridge: added to the least squares, as a share of the mean square of the convolution's inputs.
         ridges: so many ridges are tried for each convolution, each ten times the one before, on a quarter of the
-            images that is held back from its fit until then.
-        positions: at most so many output positions of a block are used, spread over all images.
+            images that is held back from its fit until then; with fewer than four images, or 10,000 unknowns, one.
+        positions: at most so many output positions of a block are used, spread over all images (one of each at least).
         refit: whether kept blocks after a removed one are adjusted by their last convolution.
         match: whether, before that, the channels of their other convolutions get the original's mean and spread.
         batch_size: images a batch; halved where the device's memory does not hold it.
@@ -120,7 +120,9 @@ def calibrate(
             return _calibrated(model, mask, batches, len(images), config, progress)
         except torch.OutOfMemoryError as error:
             require(
-                config.batch_size > 1, f"the device's memory does not hold one image ({first_line(error)})", DslibError
+                config.batch_size > 1,
+                f"too little memory, even with one image a batch ({first_line(error)})",
+                DslibError,
             )
             config = replace(config, batch_size=config.batch_size // 2)
             warnings.warn(f"out of memory: begun again with {config.batch_size} images a batch", stacklevel=2)
@@ -133,25 +135,29 @@ def _calibrated(
     original, small = copy.deepcopy(model), _start(model, mask, first.shape[-1])
     original.eval()
     stations, kept = _open(original, small, mask, first, config)
-    networks = Networks(fold(original, first, branches=False), fold(small, first, branches=False), small)
+    blocks = [station.name for station in stations] + [station.conv.rpartition(".")[0] for station in stations]
+    original, fast = (fold(network, first, branches=False, blocks=blocks) for network in (original, small))
+    networks = Networks(original, fast, small)
     stations = [_folded(station, networks.fast) for station in stations if station.is_folded(networks.fast)]
     positions = max(1, config.positions // count)
     rest = Rest(networks.fast)
-    few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size)))
-    wanted = moments_at(networks.original, [inner for station in stations for inner in station.before], few)
+    inner = [each for station in stations for each in station.before]
+    few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size))) if inner else []
+    wanted = moments_at(networks.original, inner, few)
     errors: dict[str, float] = {}
     bar = tqdm(total=len(stations), desc="calibrate", leave=False, disable=None if progress else True)
     for some in shares(stations, networks.original, first, positions, count):
         targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
         for station in some:
-            for inner in station.before:
-                match(inner, wanted[inner.name], rest, networks.small, few)
+            for each in station.before:
+                match(each, wanted[each.name], rest, networks.small, few)
             sums = Sums(networks.conv(station), positions, config.seed, config.ridges)
             for i, images in enumerate(batches(config.batch_size)):
                 found, read = values_at(rest.at(i), images, station)
                 sums.add(read, found, targets[station.name][i], i)
             errors[station.name] = _solved(station, sums, networks, config)
-            rest.begin_after(station.name, batches(config.batch_size), count)
+            if station is not stations[-1]:
+                rest.begin_after(station.name, batches(config.batch_size), count)
             del targets[station.name]
             bar.update()
     bar.close()
@@ -189,7 +195,7 @@ def _start(model: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
     small.eval()
     for blocks in removed_groups(small).values():
         for conv in (m for block in blocks for m in block.modules() if isinstance(m, nn.Conv2d)):
-            conv.weight.zero_()
+            conv.weight = nn.Parameter(torch.zeros_like(conv.weight))  # not in place: another block may share it
     return merge(small)
 
 
@@ -204,10 +210,9 @@ def _open(
         original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
-    inside = {name for names in plan.groups for name in names}
-    for name in site_names(model=original) if config.refit else ():
-        if name in inside or any(name.startswith(f"{other}.") for other in inside):
-            continue
+    removed = tuple(f"{name}." for names in plan.groups for name in names)
+    tried = [name for name in site_names(model=original) if config.refit and not f"{name}.".startswith(removed)]
+    for name in input_shapes(small, tried, first.shape[-1]):  # those called with one map alone
         try:
             traced = _traced(small, name)
             theirs = Opened(_traced(original, name))
@@ -254,7 +259,11 @@ def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate)
         warnings.warn(
             f"{station.name}: {sums.count} positions for {sums.unknowns} unknowns: give more images", stacklevel=5
         )
-    weight, bias, error = sums.solve(config.ridge)
+    try:
+        weight, bias, error = sums.solve(config.ridge)
+    except torch.linalg.LinAlgError as error:
+        reason = f"{station.name}: its inputs depend too much on each other for ridge {config.ridge:g}: raise it"
+        raise DslibError(reason) from error
     station.change(networks.fast, networks.small, weight, bias)
     return error
 

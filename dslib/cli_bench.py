@@ -201,7 +201,7 @@ def starts_bench(out: Path | None, **given: Any) -> None:
     record = record_starts(**given)
     for row in record.values["rows"]:
         click.echo(f"{row['mask']}, {row['start']}, seed {row['seed']}: accuracy {row['accuracy']:.2%} after "
-                   f"{row['seconds']:.0f} s (before {row['accuracy_before']:.2%})")  # fmt: skip
+                   f"{row['seconds']:.0f} s (at the start {row['accuracy_before']:.2%})")  # fmt: skip
     _write(record, out)
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from .calibration import Calibrate
 from .cli_options import network_options, parse_options, settings
 from .errors import BadConfig, require
-from .runtimes import RUNTIMES
+from .runtimes import RUNTIMES, prepare
 
 
 @click.command("calibrate")
@@ -56,13 +57,16 @@ def calibrate_command(
     require(loaded.trained, f"{model} with weights {weights!r} is not trained for these images: give weights that are")
     network = loaded.model.to(pick_device(device))
     network.eval()
+    prepare(torch.nn.Identity(), next(photos.batches(1))[0].to(next(network.parameters())), runtime)  # before the work
     if mask_file is not None:
         plan = dslib.Plan.load(mask_file)
     else:
         sites = dslib.find_sites(network, size)
         sites.check_k(len(sites) if k is None else k)
         found = dslib.Found.load(ranking) if ranking is not None and ranking.exists() else None
-        if found is None:
+        if found is not None:
+            click.echo(f"ranking: taken from {ranking}")
+        else:
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
@@ -100,7 +104,7 @@ def _photos(images: str, count: int, image_size: int | None, skip_corrupt: bool)
 
     path = Path(images).expanduser()
     if path.is_dir() and not (path / "train").is_dir():
-        size = image_size or 128
+        size = 128 if image_size is None else image_size
         return load_photos(path, size, count, skip_corrupt), None, None, size
     data = load_data(images, image_size, skip_corrupt)
     return data.train.first(count), data.val, data.classes, data.image_size

@@ -71,7 +71,6 @@ def load_photos(
     path: Path | str, image_size: int = 128, count: int | None = None, skip_corrupt: bool = False, seed: int = 0
 ) -> Split:
     """Photos of a folder and of all folders in it, unlabelled (their labels are -1).
-
     Args:
         path: of the folder.
         image_size: side in pixels.
@@ -82,6 +81,7 @@ def load_photos(
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
+    require(image_size > 0, f"image_size is in pixels, found {image_size}")
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     require(bool(files), f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none", BadData)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]

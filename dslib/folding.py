@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,8 +31,10 @@ from .merged_block import merged_block
 from .merging import SITE_KEY
 from .tracing import check_layers, trace
 
+LIMITS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest output; others: 1e-3
 
-def fold(model: nn.Module, images: Tensor, branches: bool = True) -> nn.Module:
+
+def fold(model: nn.Module, images: Tensor, branches: bool = True, blocks: Iterable[str] = ()) -> nn.Module:
     """A copy, in eval, with parallel branches and BatchNorms folded into convolutions.
 
     Folded are the parallel branches at the beginning of a block, where that costs no more multiply-accumulates
@@ -43,6 +46,7 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True) -> nn.Module:
         model: the network; left as it is.
         images: (N, C, H, W), any values; on the network's device.
         branches: False folds BatchNorms only; then every convolution stays under its name.
+        blocks: names; a BatchNorm is not folded across the border of one of these.
     Raises:
         DslibError: if no folded copy agrees with the network, or its output is not finite.
         BadModel: if weights are quantised, or computed from others.
@@ -58,7 +62,7 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True) -> nn.Module:
                 "damaged, or the images are", DslibError)  # fmt: skip
         for also_branches in (True, False) if branches else (False,):
             try:
-                folded = _folded(plain, images, also_branches)
+                folded = _folded(plain, images, also_branches, tuple(f"{name}." for name in blocks))
                 found = _outputs(folded(images))
             except Exception:  # the user's code runs: it may look into a block whose branches were folded away
                 if not also_branches:
@@ -69,11 +73,13 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True) -> nn.Module:
     raise DslibError("folding changed the output: please report the model")
 
 
-def _folded(plain: nn.Module, images: Tensor, branches: bool) -> nn.Module:
+def _folded(plain: nn.Module, images: Tensor, branches: bool, inside: tuple[str, ...]) -> nn.Module:
     folded = copy.deepcopy(plain)
     for name in _branched(folded) if branches else ():
         _fold_block(folded, name)
     for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):
+        if any(conv_name.startswith(block) != bn_name.startswith(block) for block in inside):
+            continue
         fused = _fused(conv, bn)
         remains = getattr(bn, "folded", None)  # a hoisted BatchNorm also pads
         folded.set_submodule(conv_name, fused)
@@ -87,7 +93,8 @@ def _outputs(found: Any) -> list[Tensor]:
 
 def _agree(found: list[Tensor], expected: list[Tensor]) -> bool:
     return all(
-        float((a - b).abs().max()) <= 1e-3 * float(b.abs().max()) + 1e-6 for a, b in zip(found, expected, strict=True)
+        float((a - b).abs().max()) <= LIMITS.get(b.dtype, 1e-3) * float(b.abs().max()) + 1e-6
+        for a, b in zip(found, expected, strict=True)
     )
 
 

@@ -101,7 +101,7 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
 def removable_activations(traced: fx.GraphModule) -> list[fx.Node]:
     """The block's inner activations: those upstream of a convolution, an add or a concatenation, in order."""
     upstream = {
-        source for n in traced.graph.nodes if is_conv(traced, n) or is_join(n) for source in _ancestors(n)
+        source for n in traced.graph.nodes if is_conv(traced, n) or is_join(n) for source in ancestors(n)
     }  # fmt: skip
     maps = maps_of(traced)
     return [n for n in traced.graph.nodes if n in upstream and n in maps and is_activation(traced, n)]
@@ -153,7 +153,8 @@ def _has_map(node: fx.Node) -> bool:
     return meta is not None and hasattr(meta, "shape") and len(meta.shape) == 4
 
 
-def _ancestors(node: fx.Node) -> Iterator[fx.Node]:
+def ancestors(node: fx.Node) -> Iterator[fx.Node]:
+    """All nodes that a node depends on."""
     seen, queue = {node}, [node]
     while queue:
         for source in queue.pop().all_input_nodes:

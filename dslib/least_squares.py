@@ -20,15 +20,15 @@ class Sums:
         conv: the convolution, of any kernel, stride, dilation and groups.
         positions: output positions used of each image, the same for the images of a batch.
         seed: of their choice.
-        tries: how many ridges may be tried; if several, on the last quarter of each batch's images, which are held
-            back while there is memory for them.
+        tries: how many ridges may be tried; if several, on every fourth image, which is held back while there is
+            memory for it.
     """
 
     def __init__(self, conv: nn.Conv2d, positions: int, seed: int, tries: int = 1) -> None:
         self.conv, self.positions, self.seed = conv, positions, seed
         self.unknowns = conv.weight[0].numel() + 1
         self.tries = tries if self.unknowns < MANY else 1
-        self.count = 0
+        self.count = self.images = 0
         self.held: list[tuple[Tensor, Tensor]] = []
         device = conv.weight.device if conv.weight.device.type != "mps" else torch.device("cpu")  # has no float64
         per_group = conv.out_channels // conv.groups
@@ -51,10 +51,14 @@ class Sums:
         y = (wanted - pick(found, self.positions, self.seed, batch)).to(precise)
         y = y.reshape(len(y), self.conv.groups, -1).transpose(0, 1)
         self.count += y.shape[1]
-        back = len(x) // 4 * len(some) if self.tries > 1 else 0
-        if back and sum(held.numel() for held, _ in self.held) + a[:, :back].numel() <= HELD:
-            self.held.append((a[:, -back:].clone(), y[:, -back:].clone()))
-            a, y = a[:, :-back], y[:, :-back]
+        fourth = (torch.arange(self.images, self.images + len(x), device=x.device) % 4 == 3).repeat_interleave(
+            len(some)
+        )
+        self.images += len(x)
+        back = a[:, fourth] if self.tries > 1 else a[:, :0]
+        if back.numel() and sum(held.numel() for held, _ in self.held) + back.numel() <= HELD:
+            self.held.append((back, y[:, fourth]))
+            a, y = a[:, ~fourth], y[:, ~fourth]
         self._sum(a, y)
 
     def _sum(self, a: Tensor, y: Tensor) -> None:
@@ -63,12 +67,13 @@ class Sums:
         for rows in range(0, self.unknowns, CHUNK):
             self.inputs[:, rows : rows + CHUNK].add_((a[..., rows : rows + CHUNK].mT @ a).to(device))
         self.both.add_((a.mT @ y).to(device))
-        self.square += y.double().square().sum().to(device)
-        self.total += y.double().sum(1).to(device)
+        self.square += y.to(device).double().square().sum()
+        self.total += y.to(device).double().sum(1)
 
     def is_finite(self) -> bool:
         """Whether all that was added was."""
-        return bool(self.both.isfinite().all() and self.inputs.sum().isfinite())
+        sums = [self.both.sum(), self.inputs.sum(), *(part.sum() for parts in self.held for part in parts)]
+        return all(bool(one.isfinite()) for one in sums)
 
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """The change of the weight (C_out, C_in / groups, k_v, k_h), of the bias (C_out,), and the error left over.

@@ -24,8 +24,8 @@ class Moments:
         """A batch, (N, C, H, W)."""
         values = maps.to(torch.promote_types(maps.dtype, torch.float32)).transpose(0, 1).flatten(1)
         self.count += values.shape[1]
-        self.total = self.total.to(maps.device) + values.sum(1).double()
-        self.squares = self.squares.to(maps.device) + values.square().sum(1).double()
+        self.total = self.total + values.sum(1).cpu().double()
+        self.squares = self.squares + values.square().sum(1).cpu().double()
 
     @property
     def mean(self) -> Tensor:
@@ -69,9 +69,11 @@ def match(station: Station, wanted: Moments, rest: Rest, small: nn.Module, batch
     found = Moments()
     for i, images in enumerate(batches):
         found.add(values_at(rest.at(i), images, station)[0])
-    factor = (wanted.spread / found.spread.clamp_min(1e-12)).clamp(0.5, 2)
     conv = rest.network.get_submodule(station.conv)
     assert isinstance(conv, nn.Conv2d)
     assert conv.bias is not None
-    bias = conv.bias * (factor - 1) + wanted.mean - factor * found.mean
+    like = conv.bias.new_zeros((), dtype=torch.promote_types(conv.bias.dtype, torch.float32))
+    factor = (wanted.spread / found.spread.clamp_min(1e-12)).clamp(0.5, 2)
+    factor, shift = factor.to(like), (wanted.mean - factor * found.mean).to(like)
+    bias = conv.bias * (factor - 1) + shift
     station.change(rest.network, small, conv.weight * (factor - 1)[:, None, None, None], bias)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .errors import BadData, first_line
-from .graphs import after, bypass, is_conv, module_of, output_of, tail
+from .graphs import after, ancestors, bypass, is_activation, is_conv, module_of, output_of, tail
 from .layers import free_layers, from_batchnorm
 from .least_squares import pick
 
@@ -94,7 +94,7 @@ class Station:
         if self.batchnorm is not None:
             bn = small.get_submodule(self.batchnorm)
             assert isinstance(bn, nn.BatchNorm2d)
-            scale = from_batchnorm(bn).weight.flatten().to(bias.device)
+            scale = from_batchnorm(bn).weight.flatten().to(bias)
             alive = scale.abs() > 1e-3 * scale.abs().max()
             factor, shift = torch.where(alive, 1 / scale, 0.0), bn.bias
             weight, bias = weight * alive[:, None, None, None], bias * alive
@@ -131,7 +131,8 @@ def last_convolution(body: fx.GraphModule) -> Convolution | None:
         if len(node.users) > 1:
             continue
         if is_conv(body, node):
-            if node.all_input_nodes[0].op != "placeholder" and _fits(body, module, batchnorm):
+            bent = any(is_activation(body, before) for before in ancestors(node))
+            if bent and _fits(body, module, batchnorm):
                 found[node] = Convolution(str(node.target), batchnorm)
         elif isinstance(module, nn.BatchNorm2d) and batchnorm is None:
             queue.append((node.all_input_nodes[0], str(node.target)))
@@ -241,7 +242,7 @@ def values_at(model: nn.Module, images: Tensor, station: Station) -> tuple[Tenso
     found: list[Tensor] = []
 
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0])
+        found.append(inputs[0].clone())  # what follows may write into it
 
     hook = model.get_submodule(station.conv).register_forward_pre_hook(note)
     try:

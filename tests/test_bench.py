@@ -12,6 +12,7 @@ from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
 from dslib.bench.frontier import record_frontier
 from dslib.bench.fuzz import LIMIT32, LIMIT64, fuzz_merge
 from dslib.datasets import find_file
+from dslib.errors import BadConfig
 from dslib.models import Loaded
 from dslib.records import Record
 
@@ -150,7 +151,9 @@ def test_speedup_and_starts(monkeypatch, digits):
                      ("fading", 0, 0.03), ("calibrated", 0, 0.03)]  # fmt: skip
     assert {row["lr"] for row in record.values["tuning"]} == {0.01, 0.02}
     assert all(row["lr"] == record.values["lr"][row["start"]] for row in rows)
-    assert all(row["epochs"] * row["images_an_epoch"] >= 16 and row["seconds"] > 0 for row in rows)
+    assert all(0.3 < row["seconds"] / (60 * row["minutes"]) < 3 for row in rows)
+    with pytest.raises(BadConfig, match="were gone before the first step"):
+        starts.record_starts("tiny", "digits", None, 1, (1e-6,), (0.01,), 0.005, 1, 16, 32, 32)
 
 
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")

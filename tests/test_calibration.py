@@ -102,7 +102,8 @@ def test_calibrated_is_nearer_than_torn_out(name, tiny):
     assert all(0 < error < 1 for error in alone.errors.values())
     found = relative(maps_after(alone.model, last, x), expected)
     assert found < torn
-    assert relative(maps_after(adjusted.model, last, x), expected) < 1.001 * found  # tiny's is as good without
+    refitted = relative(maps_after(adjusted.model, last, x), expected)
+    assert refitted < (1.001 * found if name == "tiny" else 0.999 * found)  # tiny's is as good without
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert set(adjusted.model.state_dict()) == set(dslib.merge(dslib.shrink(model, mask, None, size)).state_dict())
 
@@ -142,7 +143,10 @@ def test_what_comes_before_is_replayed_unless_something_else_reads_it(skips):
 def test_replaying_changes_nothing(tiny, monkeypatch):
     x = photos()
     mask = dslib.find_sites(tiny, 32).mask(["blocks.1"])
+    replayed, begin_after = [], Rest.begin_after
+    monkeypatch.setattr(Rest, "begin_after", lambda *given: replayed.append(begin_after(*given)))
     first = calibrate(tiny, mask, x)
+    assert replayed == [True, True]
     monkeypatch.setattr(Rest, "begin_after", lambda *_: False)
     again = calibrate(tiny, mask, x)
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
@@ -192,18 +196,24 @@ def test_the_ridge_is_chosen_on_images_held_back():
     """Noise to be fitted to: what helps on the images seen does not on others, so the change is kept small."""
     conv = nn.Conv2d(20, 3, 3, padding=1).double()
     x, noise = torch.randn(40, 20, 4, 4, dtype=torch.float64), torch.randn(40, 3, 4, 4, dtype=torch.float64)
-    for wanted, least, most in ((noise, 0, 0.1), (conv(x) - conv.bias[:, None, None], 0.99, 1)):
+    for wanted, least, most in ((noise, 0, 0.1), (conv(x) - conv.bias[:, None, None], 0.99, 1.001)):
         held, given = Sums(conv, 100, 0, tries=6), Sums(conv, 100, 0)
         for sums in (held, given):
             sums.add(x, torch.zeros_like(wanted), pick(wanted, 100, 0, 0), 0)
+            assert sums.is_finite()
         (chosen, _, _), (smallest, _, _) = held.solve(1e-3), given.solve(1e-3)
         assert least <= chosen.norm() / smallest.norm() <= most
+    x[-1, 0, 0, 0] = torch.nan
+    spoilt = Sums(conv, 100, 0, tries=6)
+    spoilt.add(x, torch.zeros_like(noise), pick(noise, 100, 0, 0), 0)
+    assert not spoilt.is_finite()
 
 
 def test_last_convolutions():
     expected = {
         "mobilenet_v2": ("features.2", ("conv.2", "conv.3")), "resnet18": ("layer2.0", ("conv2", "bn2")),
-        "resnet50": ("layer2.0", ("conv3", "bn3")), "mobilenet_v3_large": ("features.4", ("block.3.0", "block.3.1")),
+        "resnet50": ("layer2.0", ("conv3", "bn3")), "timm/resnet50d": ("layer2.0", ("conv3", "bn3")),
+        "mobilenet_v3_large": ("features.4", ("block.3.0", "block.3.1")),
     }  # fmt: skip
     for name, (block, found) in expected.items():
         body = Opened(trace(build(name).get_submodule(block))).body
@@ -276,8 +286,82 @@ def test_too_little_memory_halves_the_batch(tiny, monkeypatch):
         found = calibrate(tiny, mask, x, Calibrate(batch_size=16, positions=10**6))
     torch.testing.assert_close(found.model(x), expected.model(x))
     monkeypatch.setattr(Sums, "add", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("1 GiB wanted")))
-    with pytest.warns(UserWarning), pytest.raises(DslibError, match="does not hold one image"):
+    with pytest.warns(UserWarning), pytest.raises(DslibError, match="too little memory, even with one image"):
         calibrate(tiny, mask, x, Calibrate(batch_size=2))
+
+
+class Row(nn.Module):
+    """Blocks in a row, and a BatchNorm or not after each."""
+
+    def __init__(self, *blocks, norm=False):
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 4, 1), nn.ModuleList(blocks)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) if norm else nn.Identity() for _ in blocks)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = norm(block(x))
+        return x
+
+
+class InPlace(nn.Module):
+    """Adds in place to what its last convolution reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn_a = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.b, self.bn_b = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = torch.relu(self.bn_a(self.a(x)))
+        y += self.bn_b(self.b(y))
+        return y
+
+
+class TwoMaps(Row):
+    """Its second block is called with two maps."""
+
+    def forward(self, x):
+        y = self.blocks[0](self.stem(x))
+        return self.blocks[1](y, y)
+
+
+class Two(Block):
+    """Takes one map or two."""
+
+    def forward(self, x, shortcut=None):
+        return super().forward(x) + (0 if shortcut is None else shortcut)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["norm after", "shared", "in place", "two maps"])
+def test_networks_that_are_put_together_in_other_ways(case):
+    x = photos(64, 12)
+    second = {"in place": InPlace, "two maps": Two}.get(case, Block)()
+    kind = TwoMaps if case == "two maps" else Row
+    model = kind(Block(), second, norm=case == "norm after")
+    if case == "shared":
+        second.depthwise = model.blocks[0].depthwise
+    model = randomise_batchnorm(model).double().eval()
+    mask = dslib.Mask({"blocks.0": False, "blocks.1": True})
+    torn = relative(dslib.merge(dslib.shrink(model, mask))(x), model(x))
+    expected = maps_after(model, "blocks.0", x)
+    for refit in (False, True):
+        done = calibrate(model, mask, x, Calibrate(refit=refit))
+        assert relative(done.model(x), model(x)) < torn
+        found = maps_after(done.model, "blocks.0", x)
+        assert relative(found, expected) < 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny, dtype):
+    mask, x = dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"]), photos().to(dtype)
+    done = calibrate(copy.deepcopy(tiny).to(dtype), mask, x)
+    exact = calibrate(tiny, mask, photos())
+    assert done.errors["blocks.0"] == pytest.approx(exact.errors["blocks.0"], abs=0.05)
+    assert all(p.dtype == dtype for p in done.model.parameters())
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ def test_the_cheapest_mask_within_a_latency():
         cheapest(Found({"z": 1.0}, (), ("z",)), cost, 39.0)
 
 
-@pytest.mark.parametrize("measured", [[1.5], [1.0, 1.2, 1.4]])
+@pytest.mark.parametrize("measured", [[1.5], [1.0, 1.2]])
 def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
     """What falls short when measured is asked for again, with more removed."""
     names = tuple(dslib.find_sites(tiny, 32).names)
@@ -68,7 +68,9 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
     assert mask.removed == (("blocks.0",) if len(measured) == 1 else ("blocks.0", "blocks.2"))
     assert reached[0] == pytest.approx(measured[0] if len(measured) == 1 else 1.2)
     assert reached[0] == pytest.approx(reached[1]) == pytest.approx(reached[2])
-    for speedup, text in ((1.0, "speedup: expected more than 1"), (3.0, "the least that can be reached is 11.00 ms")):
+    times = iter([1.1, 1.2, 1.3])
+    unreached = "without all 3 sites whose removal saves time the network is 1.30 times as fast"
+    for speedup, text in ((1.0, "speedup: expected more than 1"), (1.4, unreached)):
         with pytest.raises(DslibError, match=text):
             for_speedup(tiny, found, cost, speedup)
 

@@ -54,10 +54,13 @@ def record_ingredients(
     if len(sites) == 17:
         masks |= {name: sites.mask([sites.names[i] for i in kept]) for name, kept in GIVEN.items()}
     every = list(INGREDIENTS)
+    count = min(count, len(loaded.train))
     tried = [(name, count, 0, added) for name in masks for added in every[:-1]]
     tried += [(name, count, seed, every[-1]) for name in masks for seed in range(seeds)]
     first = next(iter(masks))
-    tried += [(first, n, seed, every[-1]) for n in counts if n != count for seed in range(seeds)]
+    tried += [
+        (first, n, seed, every[-1]) for n in counts if n < len(loaded.train) and n != count for seed in range(seeds)
+    ]
     rows = []
     for name, images, seed, added in tried:
         config = Calibrate(seed=seed, **INGREDIENTS[added])

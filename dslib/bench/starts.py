@@ -7,11 +7,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data, load_data
-from ..errors import require
+from ..errors import BadData, require
 from ..finetuning import Finetune, finetune
 from ..masks import Mask
 from ..measuring import this_machine
@@ -20,6 +21,7 @@ from ..planning import rank
 from ..records import Record, as_words, commit
 from ..shrinking import fade
 from ..sites import find_sites
+from ..splits import Split
 from ..training import evaluate
 from .ingredients import GIVEN
 
@@ -51,6 +53,9 @@ def record_starts(
     """
     require(min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes), "expected one or more of each setting")
     loaded = load_data(data, image_size)
+    every = loaded.train
+    require(isinstance(every, Split), f"{data}: expected a dataset that is held in memory", BadData)
+    assert isinstance(every, Split)
     network = load_model(model, loaded.classes, "default").model
     network.eval()
     sites = find_sites(network, loaded.image_size)
@@ -59,13 +64,10 @@ def record_starts(
         masks["given k=9"] = sites.mask([sites.names[i] for i in GIVEN["given k=9"]])
     tuning, best = [], {}
     first = next(iter(masks))
-    every = loaded.train.first(len(loaded.train))
     held = len(every) // 8
-    parts = replace(
-        loaded,
-        train=replace(every, images=every.images[held:], labels=every.labels[held:]),
-        val=replace(every, images=every.images[:held], labels=every.labels[:held], augment=None),
-    )
+    mixed = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).split([held, len(every) - held])
+    val, train = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
+    parts = replace(loaded, train=train, val=val)
     for start in STARTS:
         rows = [_trained(network, masks[first], start, parts, lr, tuning_minutes, 0, batch_size, count) for lr in lrs]
         tuning += [{"mask": first, **row} for row in rows]
@@ -90,7 +92,10 @@ def _trained(
     network: nn.Module, mask: Mask, start: str, data: Data, lr: float, minutes: float, seed: int, batch_size: int,
     count: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One finetuning: its settings, the seconds that it took, accuracy before and after on the validation split."""
+    """One finetuning: its settings, the seconds that it took, accuracy on the validation split.
+
+    Before the training: of the calibrated network; one whose activations fade out is the original then.
+    """
     began = time.perf_counter()
     if start == "calibrated":
         small = calibrate(network, mask, data.train.first(count, seed), Calibrate(seed=seed), progress=False).model
@@ -100,11 +105,15 @@ def _trained(
     config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed)
     few = replace(data, train=data.train.first(PROBE * batch_size), val=data.val.first(batch_size))
     probe = finetune(small, few, network, config).history[0]["seconds"] / len(few.train)
-    images = max((60 * minutes - spent) / probe, batch_size)
+    left = 60 * minutes - spent
+    require(left > batch_size * probe, f"{minutes:g} minutes: {spent:.0f} s were gone before the first step: give more")
+    images = left / probe
     epochs = math.ceil(images / len(data.train))
     part = replace(few, train=data.train.first(max(int(images / epochs), batch_size), seed))
     done = finetune(small, part, network, replace(config, epochs=epochs))
     seconds = spent + sum(row["seconds"] for row in done.history)
-    return {"start": start, "seed": seed, "lr": lr, "minutes": minutes, "seconds": seconds, "epochs": epochs,
-            "images_an_epoch": len(part.train), "accuracy_before": evaluate(small, data.val),
-            "accuracy": evaluate(done.model, data.val)}  # fmt: skip
+    return {
+        "start": start, "seed": seed, "lr": lr, "minutes": minutes, "seconds": seconds, "seconds_to_calibrate": spent,
+        "epochs": epochs, "images_an_epoch": len(part.train), "accuracy_before": evaluate(small, data.val),
+        "accuracy": evaluate(done.model, data.val),
+    }  # fmt: skip
