@@ -71,6 +71,7 @@ def load_photos(
     path: Path | str, image_size: int = 128, count: int | None = None, skip_corrupt: bool = False, seed: int = 0
 ) -> Split:
     """Photos of a folder and of all folders in it, unlabelled (their labels are -1).
+
     Args:
         path: of the folder.
         image_size: side in pixels.
@@ -84,8 +85,8 @@ def load_photos(
     require(image_size > 0, f"image_size is in pixels, found {image_size}")
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     require(bool(files), f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none", BadData)
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
-    samples = [(files[i], -1) for i in order]
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+    samples = [(files[i], -1) for i in order[:count]]
     folder: Any = SimpleNamespace(root=path, samples=samples, targets=[-1] * len(samples))
     return _read_all(folder, _centre(image_size, ""), skip_corrupt)
 

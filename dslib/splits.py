@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,8 @@ class FolderSplit:
 
         folder = _with_transform(self.folder, self.augment if augmented else self.resize)
         chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
-        for images, labels in DataLoader(chosen, batch_size, num_workers=self.workers):
+        workers = 0 if "openvino" in sys.modules else self.workers  # after OpenVINO ran, forking a worker can crash
+        for images, labels in DataLoader(chosen, batch_size, num_workers=workers):
             yield normalise(images), labels
 
     def first(self, count: int, seed: int = 0) -> Split:
