@@ -85,9 +85,8 @@ def load_photos(
     require(image_size > 0, f"image_size is in pixels, found {image_size}")
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     require(bool(files), f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none", BadData)
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
-    samples = [(files[i], -1) for i in order[:count]]
-    folder: Any = SimpleNamespace(root=path, samples=samples, targets=[-1] * len(samples))
+    chosen = [(files[i], -1) for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]]
+    folder: Any = SimpleNamespace(root=path, samples=chosen, targets=[-1] * len(chosen))
     return _read_all(folder, _centre(image_size, ""), skip_corrupt)
 
 
