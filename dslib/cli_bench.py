@@ -185,7 +185,7 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
     multiple=True,
     default=(5.0,),
     show_default=True,
-    help="To finetune for; the first with all seeds, others with one.",
+    help="To finetune for; the first on two masks with all seeds, others on one with one.",
 )
 @click.option("--lr", "lrs", type=float, multiple=True, default=(0.003, 0.01, 0.03, 0.1), show_default=True)
 @click.option("--tuning-minutes", default=1.5, show_default=True, help="For each learning rate of each start.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data, load_data
@@ -44,9 +45,9 @@ def record_starts(
         data: a dataset.
         image_size: side in pixels.
         k: sites kept by the mask that the ranking gives; for a network of 17 sites, a given mask of nine is added.
-        minutes: wall times to train for; the first with all seeds, longer ones with one.
+        minutes: wall times to train for; the first on all masks with all seeds, others on the ranking's with one.
         lrs: peak learning rates tried for each start.
-        tuning_minutes: each, on the ranking's mask.
+        tuning_minutes: each, a calibration counted, on the ranking's mask.
         seeds: how many.
         batch_size: of the finetuning.
         count, rank_count: unlabelled images for a calibration and for the ranking.
@@ -62,20 +63,26 @@ def record_starts(
     masks = {f"ranked k={k}": rank(network, sites, loaded.train.first(rank_count)).mask(k)}
     if len(sites) == 17:
         masks["given k=9"] = sites.mask([sites.names[i] for i in GIVEN["given k=9"]])
-    tuning, best = [], {}
     first = next(iter(masks))
     held = len(every) // 8
     mixed = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).split([held, len(every) - held])
     val, train = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
     parts = replace(loaded, train=train, val=val)
-    for start in STARTS:
-        rows = [_trained(network, masks[first], start, parts, lr, tuning_minutes, 0, batch_size, count) for lr in lrs]
-        tuning += [{"mask": first, **row} for row in rows]
-        best[start] = max(rows, key=lambda row: row["accuracy"])["lr"]
+
+    def trained(name: str, start: str, data: Data, lr: float, limit: float, seed: int) -> dict[str, Any]:
+        row = _trained(network, masks[name], start, data, lr, limit, seed, batch_size, count)
+        tqdm.write(f"{name}, {start}, lr {lr:g}, {limit:g} minutes, seed {seed}: {row['accuracy']:.2%}")
+        return {"mask": name, **row}
+
+    tuning = [trained(first, start, parts, lr, tuning_minutes, 0) for start in STARTS for lr in lrs]
+    best = {
+        start: max((row for row in tuning if row["start"] == start), key=lambda row: row["accuracy"])["lr"]
+        for start in STARTS
+    }
     rows = [
-        {"mask": name, **_trained(network, mask, start, loaded, best[start], limit, seed, batch_size, count)}
+        trained(name, start, loaded, best[start], limit, seed)
         for limit in minutes
-        for name, mask in masks.items()
+        for name in (masks if limit == minutes[0] else [first])
         for seed in range(seeds if limit == minutes[0] else 1)
         for start in STARTS
     ]
