@@ -34,6 +34,25 @@ def photos(n=96, size=32):
     return torch.randn(n, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value of b."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def relative_norm(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The norm of the difference, relative to b's."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def maps_after(model: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
+    """What a module gives in a forward pass."""
+    found = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: found.append(output.clone()))
+    model(x)
+    hook.remove()
+    return found[0]
+
+
 class Block(nn.Module):
     """An inverted residual with what a block can have: bias, stride, kernel size, functional activations."""
 

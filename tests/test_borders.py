@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, relative
 from torch import nn
 
 import dslib
 from dslib.bench.exact import without_activations
 from dslib.errors import BadConfig, NotMergeable
 from dslib.merged_block import BorderBias, OnesChannel
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize("size", [64, 75])

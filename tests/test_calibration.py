@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Block, build, photos, randomise_batchnorm
+from conftest import Block, build, maps_after, photos, randomise_batchnorm, relative_norm
 from torch import nn
 
 import dslib
@@ -15,20 +15,6 @@ from dslib.least_squares import Sums, pick
 from dslib.replaying import Replay, Rest, Skip
 from dslib.stations import Opened, last_convolution
 from dslib.tracing import trace
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
-
-
-def maps_after(model: nn.Module, name: str, x: torch.Tensor) -> torch.Tensor:
-    """What a module gives in a forward pass."""
-    found = []
-    hook = model.get_submodule(name).register_forward_hook(lambda _, inputs, output: found.append(output.clone()))
-    model(x)
-    hook.remove()
-    return found[0]
-
 
 SHAPES = {
     "plain": {}, "stride": {"stride": 2}, "dilation": {"dilation": 2}, "groups": {"groups": 2},
@@ -96,13 +82,13 @@ def test_calibrated_is_nearer_than_torn_out(name, tiny):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     last = sites.names[-1]
     expected = maps_after(model, last, x)
-    torn = relative(maps_after(dslib.merge(dslib.shrink(model, mask, None, size)), last, x), expected)
+    torn = relative_norm(maps_after(dslib.merge(dslib.shrink(model, mask, None, size)), last, x), expected)
     alone, adjusted = (calibrate(model, mask, x, Calibrate(refit=refit)) for refit in (False, True))
     assert set(alone.errors) == set(mask.removed)
     assert all(0 < error < 1 for error in alone.errors.values())
-    found = relative(maps_after(alone.model, last, x), expected)
+    found = relative_norm(maps_after(alone.model, last, x), expected)
     assert found < torn
-    refitted = relative(maps_after(adjusted.model, last, x), expected)
+    refitted = relative_norm(maps_after(adjusted.model, last, x), expected)
     assert refitted < (1.001 * found if name == "tiny" else 0.999 * found)  # tiny's is as good without
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert set(adjusted.model.state_dict()) == set(dslib.merge(dslib.shrink(model, mask, None, size)).state_dict())
@@ -174,7 +160,7 @@ def test_a_run_becomes_one_fitted_convolution(tiny):
     assert isinstance(done.model.blocks[1], nn.Identity)
     assert done.model.blocks[0].conv.kernel_size == (7, 7)
     torn = dslib.merge(dslib.shrink(tiny, plan))
-    assert relative(done.model(x), tiny(x)) < relative(torn(x), tiny(x))
+    assert relative_norm(done.model(x), tiny(x)) < relative_norm(torn(x), tiny(x))
 
 
 @torch.no_grad()
@@ -188,7 +174,7 @@ def test_kept_blocks_get_the_originals_mean_and_spread(tiny):
     )
     for moment in (torch.mean, torch.std):
         torch.testing.assert_close(moment(found, 1), moment(wanted, 1), rtol=1e-9, atol=1e-9)
-        assert relative(moment(unmatched, 1), moment(wanted, 1)) > 1e-4
+        assert relative_norm(moment(unmatched, 1), moment(wanted, 1)) > 1e-4
 
 
 @torch.no_grad()
@@ -288,113 +274,3 @@ def test_too_little_memory_halves_the_batch(tiny, monkeypatch):
     monkeypatch.setattr(Sums, "add", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("1 GiB wanted")))
     with pytest.warns(UserWarning), pytest.raises(DslibError, match="too little memory, even with one image"):
         calibrate(tiny, mask, x, Calibrate(batch_size=2))
-
-
-class Row(nn.Module):
-    """Blocks in a row, and a BatchNorm or not after each."""
-
-    def __init__(self, *blocks, norm=False):
-        super().__init__()
-        self.stem, self.blocks = nn.Conv2d(3, 4, 1), nn.ModuleList(blocks)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(4) if norm else nn.Identity() for _ in blocks)
-
-    def forward(self, x):
-        x = self.stem(x)
-        for block, norm in zip(self.blocks, self.norms, strict=True):
-            x = norm(block(x))
-        return x
-
-
-class InPlace(nn.Module):
-    """Adds in place to what its last convolution reads."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.bn_a = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.b, self.bn_b = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        y = torch.relu(self.bn_a(self.a(x)))
-        y += self.bn_b(self.b(y))
-        return y
-
-
-class TwoMaps(Row):
-    """Its second block is called with two maps."""
-
-    def forward(self, x):
-        y = self.blocks[0](self.stem(x))
-        return self.blocks[1](y, y)
-
-
-class Two(Block):
-    """Takes one map or two."""
-
-    def forward(self, x, shortcut=None):
-        return super().forward(x) + (0 if shortcut is None else shortcut)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("case", ["norm after", "shared", "in place", "two maps"])
-def test_networks_that_are_put_together_in_other_ways(case):
-    x = photos(64, 12)
-    second = {"in place": InPlace, "two maps": Two}.get(case, Block)()
-    kind = TwoMaps if case == "two maps" else Row
-    model = kind(Block(), second, norm=case == "norm after")
-    if case == "shared":
-        second.depthwise = model.blocks[0].depthwise
-    model = randomise_batchnorm(model).double().eval()
-    mask = dslib.Mask({"blocks.0": False, "blocks.1": True})
-    torn = relative(dslib.merge(dslib.shrink(model, mask))(x), model(x))
-    expected = maps_after(model, "blocks.0", x)
-    for refit in (False, True):
-        done = calibrate(model, mask, x, Calibrate(refit=refit))
-        assert relative(done.model(x), model(x)) < torn
-        found = maps_after(done.model, "blocks.0", x)
-        assert relative(found, expected) < 1
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(tiny, dtype):
-    mask, x = dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"]), photos().to(dtype)
-    done = calibrate(copy.deepcopy(tiny).to(dtype), mask, x)
-    exact = calibrate(tiny, mask, photos())
-    assert done.errors["blocks.0"] == pytest.approx(exact.errors["blocks.0"], abs=0.05)
-    assert all(p.dtype == dtype for p in done.model.parameters())
-
-
-@torch.no_grad()
-def test_a_removed_block_is_called_once():
-    class Often(nn.Module):
-        def __init__(self, times):
-            super().__init__()
-            self.stem, self.block, self.kept, self.times = nn.Conv2d(3, 4, 1), Block(), Block(), times
-
-        def forward(self, x):
-            x = self.stem(x)
-            for _ in range(self.times):
-                x = self.block(x)
-            return self.kept(self.kept(x))
-
-    mask, x = dslib.Mask({"block": False, "kept": True}), photos(16, 8)
-    for times in (0, 2):
-        with pytest.raises(BadConfig, match=f"block is called {times} times in a forward pass, expected once"):
-            calibrate(Often(times).double().eval(), mask, x)
-    model = randomise_batchnorm(Often(1)).double().eval()
-    done = calibrate(model, mask, x)
-    assert done.errors["block"] < 1
-    assert torch.equal(done.model.kept.project.weight, model.kept.project.weight)  # called twice: left alone
-
-
-@torch.no_grad()
-def test_blocks_that_cannot_be_traced_or_adjusted_stay_as_they_are():
-    class Odd(Block):
-        def forward(self, x):
-            y = super().forward(x)
-            return y if x.sum() > 0 else -y
-
-    model = randomise_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), Block(), Odd())).double().eval()
-    before = copy.deepcopy(model[2].state_dict())
-    done = calibrate(model, dslib.Mask({"1": False, "2": True}), photos(16, 8))
-    assert all(torch.equal(value, before[key]) for key, value in done.model[2].state_dict().items())

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from conftest import Block, build, randomise_batchnorm
+from conftest import Block, build, randomise_batchnorm, relative
 from torch import nn
 
 import dslib
@@ -26,10 +26,6 @@ CASES = [(name, size) for name in MODELS for size in (64, 75)]
 
 def linear_block(block: nn.Module, input_shape: tuple[int, int, int] | None = None) -> nn.Module:
     return linear_blocks([block], ["block"], [input_shape])[0]
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)

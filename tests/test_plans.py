@@ -4,18 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import build
+from conftest import build, relative
 from torch import nn
 
 import dslib
 from dslib.bench.exact import without_activations
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 from dslib.graphs import is_activation
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
-
 
 # network -> runs, and the kernel and stride of each; two of them go on after a stride
 RUNS = {
