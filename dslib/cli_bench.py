@@ -187,8 +187,10 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
     show_default=True,
     help="To finetune for; the first on two masks with all seeds, others on one with one.",
 )
-@click.option("--lr", "lrs", type=float, multiple=True, default=(0.003, 0.01, 0.03, 0.1), show_default=True)
-@click.option("--tuning-minutes", default=1.5, show_default=True, help="For each learning rate of each start.")
+@click.option("--lr", "lrs", type=float, multiple=True, default=(0.003, 0.01, 0.03), show_default=True)
+@click.option(
+    "--tuning-minutes", default=1.5, show_default=True, help="For each learning rate and recipe of each start."
+)
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
@@ -200,8 +202,8 @@ def starts_bench(out: Path | None, **given: Any) -> None:
 
     record = record_starts(**given)
     for row in record.values["rows"]:
-        click.echo(f"{row['mask']}, {row['start']}, seed {row['seed']}: accuracy {row['accuracy']:.2%} after "
-                   f"{row['seconds']:.0f} s (at the start {row['accuracy_before']:.2%})")  # fmt: skip
+        told = f"{row['mask']}, {row['start']}, {row['recipe']}, {row['minutes']:g} minutes, seed {row['seed']}"
+        click.echo(f"{told}: {row['accuracy_before']:.2%}, then {row['accuracy']:.2%} ({row['seconds']:.0f} s)")
     _write(record, out)
 
 

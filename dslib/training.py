@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from .checkpoints import digest, load_tensors, save_tensors
@@ -37,6 +38,8 @@ class Train:
         weight_decay: on weights of two or more dimensions; never on BatchNorm, biases or gates.
         label_smoothing: of the cross-entropy with labels.
         clip: largest gradient norm.
+        augment: whether training images are augmented as their dataset says.
+        freeze_batchnorm: whether BatchNorm keeps its statistics and normalises by them, as in eval.
         seed: of data order, augmentation and dropout.
     """
 
@@ -49,6 +52,8 @@ class Train:
     weight_decay: float = 1e-5
     label_smoothing: float = 0.1
     clip: float = 5.0
+    augment: bool = True
+    freeze_batchnorm: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -121,6 +126,10 @@ def train(
     for epoch in range(len(history), config.epochs):
         started, total = time.perf_counter(), 0.0
         model.train()
+        if config.freeze_batchnorm:
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         for i, (images, labels) in enumerate(_epoch(data.train, epoch, config, f"{title} {epoch + 1}/{config.epochs}")):
             progress = (epoch * batches + i) / (batches * config.epochs)
             _set_lr(optimizer, lr_at(progress, config))
@@ -181,7 +190,7 @@ def _epoch(split: Split | FolderSplit, epoch: int, config: Train, title: str) ->
     torch.manual_seed(seed)
     whole = len(split) // config.batch_size * config.batch_size
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:whole]
-    batches = split.batches(config.batch_size, order, augmented=True)
+    batches = split.batches(config.batch_size, order, config.augment)
     return tqdm(batches, title, whole // config.batch_size, leave=False, disable=None)
 
 

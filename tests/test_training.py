@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Tiny
+from conftest import Tiny, randomise_batchnorm
 
 import dslib
 from dslib.checkpoints import load_state_dict, load_tensors, save_tensors
@@ -38,6 +38,30 @@ def test_the_learning_rate_warms_up_and_falls():
     assert math.isclose(lr_at(0.1, config), 0.2)
     assert math.isclose(lr_at(0.55, config), 0.1)
     assert math.isclose(lr_at(1, config), 0, abs_tol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_batchnorm_may_keep_its_statistics(digits, frozen):
+    model = randomise_batchnorm(Tiny())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, digits, cross_entropy, replace(QUICK, epochs=1, freeze_batchnorm=frozen))
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    statistics = {name for name in before if "running" in name}
+    assert same & statistics == (statistics if frozen else set())
+    assert not {name for name in same if name.endswith("weight")}
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_augmentation_may_be_left_out(digits, augment):
+    seen = []
+
+    def note(image):
+        seen.append(1)
+        return image
+
+    data = replace(digits, train=replace(digits.train, augment=note))
+    train(Tiny(), data, cross_entropy, replace(QUICK, epochs=1, augment=augment))
+    assert len(seen) == (192 if augment else 0)
 
 
 def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):

@@ -27,18 +27,20 @@ from ..training import evaluate
 from .ingredients import GIVEN
 
 STARTS = ("fading", "calibrated")
+RECIPES: dict[str, dict[str, bool]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 PROBE = 8  # batches that are timed to know how many fit
 
 
 def record_starts(
     model: str, data: str, image_size: int | None = None, k: int = 9, minutes: tuple[float, ...] = (5.0,),
-    lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1), tuning_minutes: float = 1.5, seeds: int = 3,
+    lrs: tuple[float, ...] = (0.003, 0.01, 0.03), tuning_minutes: float = 1.5, seeds: int = 3,
     batch_size: int = 64, count: int = 2048, rank_count: int = 512,
 ) -> Record:  # fmt: skip
     """Finetune the same masks from both starts for the same wall time, calibration counted.
 
-    The learning rate of each start is chosen by accuracy on training images that are held back, the validation split
-    only reports. The number of steps follows from the measured time of a step.
+    Learning rate and recipe (usual; or gentle: images not augmented, BatchNorm's statistics frozen) of each start are
+    chosen by accuracy on training images that are held back, the validation split only reports. The number of steps
+    follows from the measured time of a step.
 
     Args:
         model: name of a network with default weights for the data.
@@ -46,7 +48,7 @@ def record_starts(
         image_size: side in pixels.
         k: sites kept by the mask that the ranking gives; for a network of 17 sites, a given mask of nine is added.
         minutes: wall times to train for; the first on all masks with all seeds, others on the ranking's with one.
-        lrs: peak learning rates tried for each start.
+        lrs: peak learning rates tried for each start and recipe.
         tuning_minutes: each, a calibration counted, on the ranking's mask.
         seeds: how many.
         batch_size: of the finetuning.
@@ -69,24 +71,31 @@ def record_starts(
     val, train = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
     parts = replace(loaded, train=train, val=val)
 
-    def trained(name: str, start: str, data: Data, lr: float, limit: float, seed: int) -> dict[str, Any]:
-        row = _trained(network, masks[name], start, data, lr, limit, seed, batch_size, count)
-        tqdm.write(f"{name}, {start}, lr {lr:g}, {limit:g} minutes, seed {seed}: {row['accuracy']:.2%}")
-        return {"mask": name, **row}
+    def trained(name: str, start: str, recipe: str, lr: float, data: Data, limit: float, seed: int) -> dict[str, Any]:
+        config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed, **RECIPES[recipe])
+        row = {
+            "mask": name, "start": start, "recipe": recipe, "lr": lr, "minutes": limit, "seed": seed,
+            **_trained(network, masks[name], start, data, config, limit, count),
+        }  # fmt: skip
+        told = f"{name}, {start}, {recipe}, lr {lr:g}, {limit:g} minutes, seed {seed}"
+        tqdm.write(f"{told}: {row['accuracy_before']:.2%}, then {row['accuracy']:.2%}")
+        return row
 
-    tuning = [trained(first, start, parts, lr, tuning_minutes, 0) for start in STARTS for lr in lrs]
-    best = {
-        start: max((row for row in tuning if row["start"] == start), key=lambda row: row["accuracy"])["lr"]
+    tuning = [
+        trained(first, start, recipe, lr, parts, tuning_minutes, 0)
         for start in STARTS
-    }
+        for recipe in RECIPES
+        for lr in lrs
+    ]
+    best = {start: max((r for r in tuning if r["start"] == start), key=lambda r: r["accuracy"]) for start in STARTS}
     rows = [
-        trained(name, start, loaded, best[start], limit, seed)
+        trained(name, start, best[start]["recipe"], best[start]["lr"], loaded, limit, seed)
         for limit in minutes
         for name in (masks if limit == minutes[0] else [first])
         for seed in range(seeds if limit == minutes[0] else 1)
         for start in STARTS
     ]
-    values = {"tuning": tuning, "lr": best, "rows": rows, "val_images": len(loaded.val), "held_back": held}
+    values = {"tuning": tuning, "rows": rows, "val_images": len(loaded.val), "held_back": held}
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "k": k, "minutes": minutes, "lr": lrs,
         "tuning_minutes": tuning_minutes, "seeds": seeds, "batch_size": batch_size, "count": count,
@@ -96,31 +105,31 @@ def record_starts(
 
 
 def _trained(
-    network: nn.Module, mask: Mask, start: str, data: Data, lr: float, minutes: float, seed: int, batch_size: int,
-    count: int,
-) -> dict[str, Any]:  # fmt: skip
-    """One finetuning: its settings, the seconds that it took, accuracy on the validation split.
+    network: nn.Module, mask: Mask, start: str, data: Data, config: Finetune, minutes: float, count: int
+) -> dict[str, Any]:
+    """One finetuning: the seconds that it took, accuracy on the validation split.
 
     Before the training: of the calibrated network; one whose activations fade out is the original then.
     """
     began = time.perf_counter()
     if start == "calibrated":
-        small = calibrate(network, mask, data.train.first(count, seed), Calibrate(seed=seed), progress=False).model
+        small = calibrate(
+            network, mask, data.train.first(count, config.seed), Calibrate(seed=config.seed), progress=False
+        ).model
     else:
         small = fade(network, mask, None, data.image_size)
     spent = time.perf_counter() - began
-    config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed)
-    few = replace(data, train=data.train.first(PROBE * batch_size), val=data.val.first(batch_size))
+    size = config.batch_size
+    few = replace(data, train=data.train.first(PROBE * size), val=data.val.first(size))
     probe = finetune(small, few, network, config).history[0]["seconds"] / len(few.train)
     left = 60 * minutes - spent
-    require(left > batch_size * probe, f"{minutes:g} minutes: {spent:.0f} s were gone before the first step: give more")
+    require(left > size * probe, f"{minutes:g} minutes: {spent:.0f} s were gone before the first step: give more")
     images = left / probe
     epochs = math.ceil(images / len(data.train))
-    part = replace(few, train=data.train.first(max(int(images / epochs), batch_size), seed))
+    part = replace(few, train=data.train.first(max(int(images / epochs), size), config.seed))
     done = finetune(small, part, network, replace(config, epochs=epochs))
     seconds = spent + sum(row["seconds"] for row in done.history)
     return {
-        "start": start, "seed": seed, "lr": lr, "minutes": minutes, "seconds": seconds, "seconds_to_calibrate": spent,
-        "epochs": epochs, "images_an_epoch": len(part.train), "accuracy_before": evaluate(small, data.val),
-        "accuracy": evaluate(done.model, data.val),
+        "seconds": seconds, "seconds_to_calibrate": spent, "epochs": epochs, "images_an_epoch": len(part.train),
+        "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done.model, data.val),
     }  # fmt: skip
