@@ -185,7 +185,7 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
     multiple=True,
     default=(5.0,),
     show_default=True,
-    help="To finetune for; the first on two masks with all seeds, others on one with one.",
+    help="To finetune for; the first with all seeds, others with one.",
 )
 @click.option("--lr", "lrs", type=float, multiple=True, default=(0.003, 0.01, 0.03), show_default=True)
 @click.option(
@@ -196,15 +196,14 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
 @click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
 @click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
 @out_option
-def starts_bench(out: Path | None, **given: Any) -> None:
-    """Finetune from a calibrated network and from one whose activations fade out, for the same time."""
+def starts_bench(**given: Any) -> None:
+    """Finetune from a calibrated network and from one whose activations fade out, for the same time.
+
+    Each result is kept in --out as it comes; begun again, it goes on from there.
+    """
     from .bench.starts import record_starts
 
-    record = record_starts(**given)
-    for row in record.values["rows"]:
-        told = f"{row['mask']}, {row['start']}, {row['recipe']}, {row['minutes']:g} minutes, seed {row['seed']}"
-        click.echo(f"{told}: {row['accuracy_before']:.2%}, then {row['accuracy']:.2%} ({row['seconds']:.0f} s)")
-    _write(record, out)
+    record_starts(**given)
 
 
 def _write(record: Record, out: Path | None) -> None:

@@ -1,5 +1,7 @@
 """The benchmarks: a short run of each, and that the fuzzer finds a broken fold."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import Tiny, randomise_batchnorm
@@ -124,7 +126,7 @@ def test_ingredients_of_calibration(monkeypatch, digits):
     assert "--k 2 --k 1 --images 16 --images 64 --seeds 2" in record.command
 
 
-def test_speedup_and_starts(monkeypatch, digits):
+def test_speedup_and_starts(monkeypatch, digits, tmp_path):
     from dslib.bench import speedup, starts
 
     model = Loaded(randomise_batchnorm(Tiny()), True)
@@ -144,13 +146,14 @@ def test_speedup_and_starts(monkeypatch, digits):
     assert "--runtime eager --runtime openvino" in record.command
 
     monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
-    record = starts.record_starts("tiny", "digits", None, 1, (0.04, 0.05), (0.01,), 0.04, 2, 16, 32, 32)
-    rows = record.values["rows"]
+    given = ("tiny", "digits", None, 1, (0.04, 0.05), (0.01,), 0.04, 2, 16, 32, 32)
+    record = starts.record_starts(*given, tmp_path / "starts.json")
+    rows = [row for row in record.values["rows"] if not row["tuning"]]
     found = [(row["start"], row["seed"], row["minutes"]) for row in rows]
     assert found == [("fading", 0, 0.04), ("calibrated", 0, 0.04), ("fading", 1, 0.04), ("calibrated", 1, 0.04),
                      ("fading", 0, 0.05), ("calibrated", 0, 0.05)]  # fmt: skip
     for start in starts.STARTS:
-        tried = [row for row in record.values["tuning"] if row["start"] == start]
+        tried = [row for row in record.values["rows"] if row["tuning"] and row["start"] == start]
         assert {(row["recipe"], row["lr"]) for row in tried} == {("usual", 0.01), ("gentle", 0.01)}
         best = max(tried, key=lambda row: row["accuracy"])
         chosen = [(row["recipe"], row["lr"]) for row in rows if row["start"] == start]
@@ -158,12 +161,47 @@ def test_speedup_and_starts(monkeypatch, digits):
     assert all(row["seconds"] > row["seconds_to_calibrate"] > 0 for row in rows)
     with pytest.raises(BadConfig, match="were gone before the first step"):
         starts.record_starts("tiny", "digits", None, 1, (1e-6,), (0.01,), 0.005, 1, 16, 32, 32)
+    monkeypatch.setattr(starts, "finetune", None)  # all rows stand
+    again = starts.record_starts(*given, tmp_path / "starts.json")
+    assert again.values["rows"] == record.values["rows"]
+
+
+def test_rows_stand_once_they_are_measured(tmp_path):
+    from dslib.bench.rows import Rows
+    from dslib.errors import DslibError
+
+    path, made = tmp_path / "x.json", []
+
+    def measure(i):
+        made.append(i)
+        if i == 2 and len(made) == 2:
+            raise DslibError("not today")
+        return {"ms": i}
+
+    blank = Record("x", "dslib bench x", {"sizes": (1, 2)}, {"n": 3}, {"device": "cpu"}, "abc")
+    rows = Rows(blank, path)
+    for i in (1, 2):
+        rows.add({"i": i, "at": (i,)}, lambda i=i: measure(i), keep_errors=True)
+    assert Record.load(path).values == {
+        "n": 3, "rows": [{"i": 1, "at": [1], "ms": 1}, {"i": 2, "at": [2], "error": "not today"}]
+    }  # fmt: skip
+    again = Rows(replace(blank, commit="def"), path)
+    for i in (1, 2):
+        again.add({"i": i, "at": (i,)}, lambda i=i: measure(i))
+    assert made == [1, 2, 2]
+    assert [row["ms"] for row in Record.load(path).values["rows"]] == [1, 2]
+    assert Record.load(path).commit == "abc, def"
+    with pytest.raises(DslibError, match="not today"):
+        made[:] = [0]
+        again.add({"i": 3}, lambda: measure(2))
+    for other in ({"config": {"sizes": (1, 3)}}, {"machine": {"device": "cuda"}}, {"name": "y"}):
+        with pytest.raises(BadConfig, match="other settings or of another machine"):
+            Rows(replace(blank, **other), path)
 
 
 @pytest.mark.skipif(find_file("weights/mobilenet_v2.safetensors") is None, reason="needs DSLIB_DATA with weights")
 def test_exact_borders_on_real_photos(monkeypatch):
     """One batch of the real benchmark, which the record was made with."""
-    from dataclasses import replace
 
     from dslib.bench import exact
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from ..sites import find_sites
 from ..splits import Split
 from ..training import evaluate
 from .ingredients import GIVEN
+from .rows import Rows
 
 STARTS = ("fading", "calibrated")
 RECIPES: dict[str, dict[str, bool]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
@@ -34,7 +36,7 @@ PROBE = 8  # batches that are timed to know how many fit
 def record_starts(
     model: str, data: str, image_size: int | None = None, k: int = 9, minutes: tuple[float, ...] = (5.0,),
     lrs: tuple[float, ...] = (0.003, 0.01, 0.03), tuning_minutes: float = 1.5, seeds: int = 3,
-    batch_size: int = 64, count: int = 2048, rank_count: int = 512,
+    batch_size: int = 64, count: int = 2048, rank_count: int = 512, out: Path | None = None,
 ) -> Record:  # fmt: skip
     """Finetune the same masks from both starts for the same wall time, calibration counted.
 
@@ -47,12 +49,13 @@ def record_starts(
         data: a dataset.
         image_size: side in pixels.
         k: sites kept by the mask that the ranking gives; for a network of 17 sites, a given mask of nine is added.
-        minutes: wall times to train for; the first on all masks with all seeds, others on the ranking's with one.
+        minutes: wall times to train for; the first with all seeds, others with one.
         lrs: peak learning rates tried for each start and recipe.
         tuning_minutes: each, a calibration counted, on the ranking's mask.
         seeds: how many.
         batch_size: of the finetuning.
         count, rank_count: unlabelled images for a calibration and for the ranking.
+        out: the record's file: rows that stand there are not trained again.
     """
     require(min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes), "expected one or more of each setting")
     loaded = load_data(data, image_size)
@@ -71,37 +74,35 @@ def record_starts(
     val, train = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
     parts = replace(loaded, train=train, val=val)
 
-    def trained(name: str, start: str, recipe: str, lr: float, data: Data, limit: float, seed: int) -> dict[str, Any]:
-        config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed, **RECIPES[recipe])
-        row = {
-            "mask": name, "start": start, "recipe": recipe, "lr": lr, "minutes": limit, "seed": seed,
-            **_trained(network, masks[name], start, data, config, limit, count),
-        }  # fmt: skip
-        told = f"{name}, {start}, {recipe}, lr {lr:g}, {limit:g} minutes, seed {seed}"
-        tqdm.write(f"{told}: {row['accuracy_before']:.2%}, then {row['accuracy']:.2%}")
-        return row
-
-    tuning = [
-        trained(first, start, recipe, lr, parts, tuning_minutes, 0)
-        for start in STARTS
-        for recipe in RECIPES
-        for lr in lrs
-    ]
-    best = {start: max((r for r in tuning if r["start"] == start), key=lambda r: r["accuracy"]) for start in STARTS}
-    rows = [
-        trained(name, start, best[start]["recipe"], best[start]["lr"], loaded, limit, seed)
-        for limit in minutes
-        for name in (masks if limit == minutes[0] else [first])
-        for seed in range(seeds if limit == minutes[0] else 1)
-        for start in STARTS
-    ]
-    values = {"tuning": tuning, "rows": rows, "val_images": len(loaded.val), "held_back": held}
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "k": k, "minutes": minutes, "lr": lrs,
         "tuning_minutes": tuning_minutes, "seeds": seeds, "batch_size": batch_size, "count": count,
         "rank_count": rank_count,
     }  # fmt: skip
-    return Record("starts", f"dslib bench starts {as_words(settings)}", settings, values, this_machine(), commit())
+    values = {"removed": {name: mask.removed for name, mask in masks.items()}, "val_images": len(loaded.val),
+              "held_back": held}  # fmt: skip
+    command = f"dslib bench starts {as_words(settings)}"
+    rows = Rows(Record("starts", command, settings, values, this_machine(), commit()), out)
+
+    def trained(name: str, start: str, recipe: str, lr: float, limit: float, seed: int, tuning: bool) -> dict[str, Any]:
+        key = {"mask": name, "start": start, "recipe": recipe, "lr": lr, "minutes": limit, "seed": seed,
+               "tuning": tuning}  # fmt: skip
+        config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed, **RECIPES[recipe])
+        on = parts if tuning else loaded
+        row = rows.add(key, lambda: _trained(network, masks[name], start, on, config, limit, count))
+        tqdm.write(f"{', '.join(map(str, key.values()))}: {row['accuracy_before']:.2%}, then {row['accuracy']:.2%}")
+        return row
+
+    best = {}
+    for start in STARTS:
+        tried = [trained(first, start, r, lr, tuning_minutes, 0, tuning=True) for r in RECIPES for lr in lrs]
+        best[start] = max(tried, key=lambda row: row["accuracy"])
+    for limit in minutes:
+        for name in masks:
+            for seed in range(seeds if limit == minutes[0] else 1):
+                for start in STARTS:
+                    trained(name, start, best[start]["recipe"], best[start]["lr"], limit, seed, tuning=False)
+    return rows.record
 
 
 def _trained(
