@@ -20,13 +20,14 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from .blocks import in_channels, input_shapes, site_names
-from .errors import BadConfig, BadData, DslibError, NotTraceable, first_line, require
+from .devices import tune_allocator
+from .errors import BadConfig, BadData, DslibError, NotTraceable, require
 from .folding import fold
 from .graphs import dtype_of
 from .least_squares import Sums
 from .masks import Mask, Plan
 from .matching import match, moments_at
-from .measuring import tune_allocator
+from .measuring import halving
 from .merging import check_values, merge, removed_groups
 from .replaying import Rest
 from .shrinking import shrink
@@ -115,17 +116,12 @@ def calibrate(
     check_values([model], type(model).__name__)
     batches = _batches(images, model)
     tune_allocator()
-    while True:
-        try:
-            return _calibrated(model, mask, batches, len(images), config, progress)
-        except torch.OutOfMemoryError as error:
-            require(
-                config.batch_size > 1,
-                f"too little memory, even with one image a batch ({first_line(error)})",
-                DslibError,
-            )
-            config = replace(config, batch_size=config.batch_size // 2)
-            warnings.warn(f"out of memory: begun again with {config.batch_size} images a batch", stacklevel=2)
+    settings, count = config, len(images)
+
+    def calibrated(size: int) -> Calibrated:
+        return _calibrated(model, mask, batches, count, replace(settings, batch_size=size), progress)
+
+    return halving(calibrated, config.batch_size)
 
 
 def _calibrated(

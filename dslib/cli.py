@@ -15,6 +15,7 @@ from .cli_options import data_options, image_size_option, network_options, parse
 from .errors import BadConfig, BadModel, DslibError
 from .finetuning import Finetune
 from .running import Run
+from .runtimes import PRECISIONS, RUNTIMES
 from .searching import Search
 from .training import Train
 
@@ -73,18 +74,21 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
 @click.option("--device", default="auto", show_default=True)
+@click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 @click.option("--out", type=Path, help="Where to keep the table as JSON.")
 def profile_command(
     model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
-    device: str, out: Path | None,
+    device: str, runtime: str, precision: str, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure each site kept, linear and merged on this device."""
     import dslib
+    from dslib.devices import pick_device
     from dslib.recipes import activation
-    from dslib.running import pick_device
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
-    table = dslib.profile(network, dslib.find_sites(network, image_size), batch_size, activation(boundary))
+    sites = dslib.find_sites(network, image_size)
+    table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision)
     click.echo(table.frame.round(3).to_string())
     click.echo(f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}")
     if out:
@@ -153,7 +157,7 @@ def finetune_command(
 ) -> None:  # fmt: skip
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
     import dslib
-    from dslib.running import pick_device
+    from dslib.devices import pick_device
 
     small, found = dslib.load(recipe)
     loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
@@ -249,7 +253,7 @@ def _trained(
 ) -> tuple[Any, Any]:
     """The network and the data; a head that was never trained for the data's classes is refused."""
     import dslib
-    from dslib.running import pick_device
+    from dslib.devices import pick_device
 
     loaded = dslib.load_data(data, image_size, skip_corrupt)
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))

@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_options import Command
 from .errors import DslibError, require
-from .runtimes import RUNTIMES
+from .runtimes import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from .records import Record
 
 out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")
+resumed_option = click.option("--out", type=Path, help="Record (JSON) to keep each row in; begun again, it goes on.")
+
+
+def trained_options(count: int = 2048) -> Callable[[Command], Command]:
+    """Decorator: which trained network, which data, and how many images to calibrate and to rank with."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed([
+            click.option("--model", default="mobilenet_v2", show_default=True),
+            click.option("--data", default="imagenette", show_default=True),
+            click.option("--image-size", type=int, help="Side in pixels; default the dataset's."),
+            click.option("--count", default=count, show_default=True, help="Unlabelled images for a calibration."),
+            click.option("--rank-count", default=512, show_default=True, help="Images for the ranking."),
+        ]):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def device_options(command: Command) -> Command:
+    """Decorator: what to measure on."""
+    for option in reversed([
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
+        click.option("--image-size", default=224, show_default=True, help="Side in pixels."),
+        click.option("--batch-size", type=int, multiple=True, help="Default: what is usual on the device."),
+        click.option("--runtime", type=click.Choice(list(RUNTIMES)), multiple=True, help="As --batch-size."),
+        click.option("--precision", type=click.Choice(list(PRECISIONS)), multiple=True, help="As --batch-size."),
+        click.option("--rounds", default=30, show_default=True),
+        resumed_option,
+    ]):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group()
@@ -94,11 +129,7 @@ def exact_bench(model: str, data: str, image_size: int, removed: tuple[str, ...]
 
 
 @bench.command("frontier")
-@click.option("--model", default="mobilenet_v2", show_default=True)
-@click.option("--data", default="imagenette", show_default=True)
-@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
-@click.option("--count", default=1024, show_default=True, help="Unlabelled images for each calibration.")
-@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@trained_options(count=1024)
 @click.option("--random-masks", default=2, show_default=True, help="Random masks beside, for each third k.")
 @click.option("--seed", default=0, show_default=True)
 @out_option
@@ -115,11 +146,7 @@ def frontier_bench(out: Path | None, **given: Any) -> None:
 
 
 @bench.command("ingredients")
-@click.option("--model", default="mobilenet_v2", show_default=True)
-@click.option("--data", default="imagenette", show_default=True)
-@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
-@click.option("--count", default=2048, show_default=True, help="Unlabelled images for each calibration.")
-@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@trained_options()
 @click.option("--k", "ks", type=int, multiple=True, default=(9, 5), show_default=True, help="Sites to keep.")
 @click.option(
     "--images",
@@ -145,9 +172,7 @@ def ingredients_bench(out: Path | None, **given: Any) -> None:
 
 
 @bench.command("speedup")
-@click.option("--model", default="mobilenet_v2", show_default=True)
-@click.option("--data", default="imagenette", show_default=True)
-@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@trained_options()
 @click.option("--speedup", default=1.3, show_default=True, help="Over the original, on the same runtime.")
 @click.option(
     "--runtime",
@@ -158,8 +183,6 @@ def ingredients_bench(out: Path | None, **given: Any) -> None:
     show_default=True,
 )
 @click.option("--batch-size", default=32, show_default=True)
-@click.option("--count", default=2048, show_default=True, help="Unlabelled images for the calibration.")
-@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
 @click.option("--rounds", default=30, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @out_option
@@ -174,10 +197,73 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
     _write(record, out)
 
 
-@bench.command("starts")
+@bench.command("table1")
+@click.option("--model", "models", multiple=True, help="A network; default the paper's six.")
+@device_options
+def table1_bench(**given: Any) -> None:
+    """The paper's motivating table here: networks and their dense counterparts, over runtimes and batch sizes."""
+    from .bench.table1 import record_table1
+
+    record_table1(**given, echo=click.echo)
+
+
+@bench.command("masks")
+@device_options
+def masks_bench(**given: Any) -> None:
+    """MobileNetV2-1.4 with the paper's masks A to F, narrower ones and the dense one, in turns."""
+    from .bench.masks import record_masks
+
+    record_masks(**given, echo=click.echo)
+
+
+@bench.command("waterfall")
+@click.option("--model", default="MobileNetV2", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--rounds", default=30, show_default=True)
+@out_option
+def waterfall_bench(out: Path | None, **given: Any) -> None:
+    """What part of the dense network's speed-up is BatchNorm, memory allocation, or the compiler."""
+    from .bench.waterfall import record_waterfall
+
+    _write(record_waterfall(**given, echo=click.echo), out)
+
+
+@bench.command("predict")
 @click.option("--model", default="mobilenet_v2", show_default=True)
-@click.option("--data", default="imagenette", show_default=True)
-@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
+@click.option("--batch-size", default=8, show_default=True)
+@click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@click.option("--masks", default=20, show_default=True, help="Random masks.")
+@click.option("--rounds", default=15, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@out_option
+def predict_bench(out: Path | None, **given: Any) -> None:
+    """How far latencies predicted by a profile are from measured ones, over random masks."""
+    from .bench.predict import record_prediction
+
+    record = record_prediction(**given)
+    for row in record.values["rows"]:
+        click.echo(f"{len(row['removed'])} removed: predicted {row['predicted_ms']:.1f} ms, measured "
+                   f"{row['measured_ms']:.1f} ms ({row['error']:+.1%})")  # fmt: skip
+    click.echo(f"median error {record.values['median_error']:.1%}, largest {record.values['largest_error']:.1%}")
+    _write(record, out)
+
+
+@bench.command("compare")
+@click.argument("files", type=Path, nargs=-1, required=True)
+def compare_bench(files: tuple[Path, ...]) -> None:
+    """Records of table1 or masks, made on several machines, side by side."""
+    from .bench.tables import side_by_side
+    from .records import Record
+
+    click.echo(side_by_side([Record.load(file) for file in files]).round(2).to_string())
+
+
+@bench.command("starts")
+@trained_options()
 @click.option("--k", default=9, show_default=True, help="Sites to keep.")
 @click.option(
     "--minutes",
@@ -193,14 +279,9 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
 )
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
-@click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
-@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
-@out_option
+@resumed_option
 def starts_bench(**given: Any) -> None:
-    """Finetune from a calibrated network and from one whose activations fade out, for the same time.
-
-    Each result is kept in --out as it comes; begun again, it goes on from there.
-    """
+    """Finetune from a calibrated network and from one whose activations fade out, for the same time."""
     from .bench.starts import record_starts
 
     record_starts(**given)

@@ -44,8 +44,8 @@ def calibrate_command(
     import dslib
 
     from .calibration import logits_of
+    from .devices import pick_device
     from .planning import agreement, rank
-    from .running import pick_device
 
     ways = [way is not None for way in (k, speedup, mask_file)]
     require(sum(ways) == 1, "expected one of --k, --speedup and --mask (--plan)", BadConfig)

@@ -1,29 +1,30 @@
-"""What a network costs: multiply-accumulates, parameters, and latency measured interleaved."""
+"""What a network costs: multiply-accumulates, parameters, memory, and latency measured in turns."""
 
 from __future__ import annotations
 
 import copy
-import ctypes
-import platform
-import sys
+import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import require
-from .records import machine
-from .runtimes import Run, describe, prepare
+from .devices import Others, tune_allocator
+from .errors import DslibError, first_line, require
+from .folding import fold
+from .runtimes import Run, describe, dtype_for, is_out_of_memory, prepare, use_precision
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's mallopt parameters
-_KEEP_BYTES = 1 << 30
+OUTLIER = 1.25  # times the median
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,18 @@ class Timing:
         ms: name -> one latency (ms per batch) a round; round i of all names was measured together.
         batch_size: images a batch.
         device, runtime: what it ran on.
+        others: how many of the machine's cores other programs kept busy meanwhile; None if unknown.
     """
 
     ms: dict[str, np.ndarray]
     batch_size: int
     device: str
     runtime: str
+    others: float | None = None
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Per network: median latency and its quartiles in ms, images per second."""
+        """Per network: median latency and its quartiles in ms, images per second, share of rounds that are outliers."""
         import pandas as pd
 
         rows = {}
@@ -54,8 +57,15 @@ class Timing:
                 "q25_ms": low,
                 "q75_ms": high,
                 "images_per_s": 1e3 * self.batch_size / mid,
+                "outliers": float((ms > OUTLIER * mid).mean()),
             }
         return pd.DataFrame(rows).T
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine had more to do: a tenth of its cores were others', or a tenth of the rounds outliers."""
+        shared = self.others is not None and self.others > 0.1 * (os.cpu_count() or 1)
+        return shared or bool((self.frame["outliers"] > 0.1).any())
 
     def median(self, name: str) -> float:
         """Median latency in ms per batch."""
@@ -69,36 +79,76 @@ class Timing:
 
 def measure(
     models: Mapping[str, nn.Module],
-    images: Tensor,
+    images: Tensor | Mapping[str, Tensor],
     rounds: int = 30,
     warmup: int = 3,
     at_least_ms: float = 2.0,
     runtime: str = "eager",
+    precision: str | None = None,
+    folded: bool = True,
+    tuned: bool = True,
 ) -> Timing:
-    """Latency of several networks on one batch, in turns (A B A B ...), no gradients; eager is channels last.
+    """Latency of several networks on one batch, in turns (A B A B ...), no gradients.
 
-    In turns, so that a slow spell of the machine hits all alike and ratios stay honest.
+    In turns, so that a slow spell of the machine hits all alike and ratios stay honest. Where the memory does not
+    suffice the batch is halved, with a warning: see `batch_size` of what is returned.
 
     Args:
         models: name -> network or layer; copies are measured, in eval.
-        images: (N, C, H, W); its device is where they run.
+        images: (N, C, H, W), one for all or name -> each one's; their device is where they run.
         rounds: measurements of each.
         warmup: unmeasured runs of each before.
         at_least_ms: a quick layer is run several times a measurement, until it takes this long.
-        runtime: what runs them: "eager" (PyTorch) or "openvino".
+        runtime: what runs them: one of `runtimes.RUNTIMES`. "eager" is PyTorch, channels last.
+        precision: float32, tf32, bfloat16 or float16; None is the images' own.
+        folded: whether BatchNorm is folded into convolutions first, as every deployment does.
+        tuned: whether memory is kept between calls, see `devices.tune_allocator`; once is for all of a process.
+    Raises:
+        BadConfig, DslibError: as `runtimes.prepare`.
     """
     require(bool(models) and rounds > 0, "expected at least one network and one round to measure")
-    tune_allocator()
-    device = images.device
-    ready = {name: prepare(model, images, runtime) for name, model in models.items()}
-    ms: dict[str, list[float]] = {name: [] for name in ready}
-    with torch.inference_mode():
-        repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in ready.items()}
-        for _ in range(rounds):
-            for name, run in ready.items():
-                ms[name].append(_time_once(run, device, repeats[name]))
-    arrays = {name: np.array(values) for name, values in ms.items()}
-    return Timing(arrays, len(images), str(device), describe(runtime, images))
+    if tuned:
+        tune_allocator()
+    batches = {name: images if isinstance(images, Tensor) else images[name] for name in models}
+    first = next(iter(batches.values()))
+    if folded:
+        models = {name: _folded(model, batches[name]) for name, model in models.items()}
+
+    def timed(size: int) -> Timing:
+        dtype = first.dtype if precision is None else dtype_for(precision)
+        ms: dict[str, list[float]] = {name: [] for name in models}
+        with use_precision(precision):
+            parts = {name: batch[:size].to(dtype) for name, batch in batches.items()}
+            ready = {name: prepare(model, parts[name], runtime) for name, model in models.items()}
+            with torch.inference_mode():
+                repeats = {name: _repeats(run, first.device, warmup, at_least_ms) for name, run in ready.items()}
+                others = Others()
+                for _ in range(rounds):
+                    for name, run in ready.items():
+                        ms[name].append(_time_once(run, first.device, repeats[name]))
+        arrays = {name: np.array(values) for name, values in ms.items()}
+        what = describe(runtime, precision or str(dtype).removeprefix("torch."))
+        return Timing(arrays, size, str(first.device), what, others.cores())
+
+    return halving(timed, len(first))
+
+
+def halving(run: Callable[[int], T], batch_size: int) -> T:
+    """What `run` returns for a batch size, the first that memory suffices for: this one, or half of it, and so on.
+
+    Raises:
+        DslibError: if one image is too much.
+    """
+    while True:
+        try:
+            return run(batch_size)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"too little memory, even with one image a batch ({first_line(error)})"
+            require(batch_size > 1, reason, DslibError)
+        batch_size //= 2
+        warnings.warn(f"out of memory: begun again with {batch_size} images a batch", stacklevel=3)
 
 
 def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
@@ -120,40 +170,28 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def accelerator() -> torch.device:
-    """The device to use unless told otherwise: CUDA, MPS, or the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found if found is not None else torch.device("cpu")
+def working_memory_mib(model: nn.Module, images: Tensor) -> float:
+    """The most memory that one forward pass in PyTorch holds beyond weights and images: activations, in MiB.
 
-
-def tune_allocator() -> str:
-    """Keep glibc from giving large activations back to the system after every layer; returns the setting.
-
-    Otherwise each call page-faults anew, which slows large activations most and flatters the smaller network.
+    On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return "system default"
-    libc = ctypes.CDLL(None)
-    done = libc.mallopt(_MMAP_THRESHOLD, _KEEP_BYTES) and libc.mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
-    return f"glibc, mmap and trim thresholds {_KEEP_BYTES}" if done else "glibc default"
+    ready = prepare(model, images)
+    with torch.inference_mode():
+        if images.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(images.device)
+            before = torch.cuda.memory_allocated(images.device)
+            ready()
+            return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            ready()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    steps = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return float(max(np.cumsum(steps), default=0)) / 2**20
 
 
-def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """This machine for a record, with device, threads and allocator setting."""
-    device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    extra = {"cuda": torch.version.cuda, "gpu": name} if name else {}
-    return machine(device=str(device), threads=torch.get_num_threads(), allocator=tune_allocator(), **extra)
-
-
-def peak_memory_gib() -> float | None:
-    """Largest resident memory of this process so far; None where the system does not say (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def _folded(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy with its BatchNorms folded, if it has any."""
+    return fold(model, images[:1]) if any(isinstance(m, _BatchNorm) for m in model.modules()) else model
 
 
 def _repeats(run: Run, device: torch.device, warmup: int, at_least_ms: float) -> int:

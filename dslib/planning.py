@@ -12,7 +12,6 @@ from tqdm import tqdm
 from .blocks import in_channels
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .errors import MaskMismatch, require
-from .folding import fold
 from .graphs import dtype_of
 from .masks import Mask
 from .measuring import measure
@@ -111,7 +110,7 @@ def for_speedup(
     latency = max(cost.total / speedup, least)
     while True:
         mask = cheapest(found, cost, latency)
-        networks = {"small": fold(merge(shrink(model, mask, image_size=size)), images), "original": fold(model, images)}
+        networks = {"small": merge(shrink(model, mask, image_size=size)), "original": model}
         timing = measure(networks, images, rounds, runtime=runtime)
         reached = timing.speedup("small", over="original")
         if reached[0] >= speedup:

@@ -1,4 +1,4 @@
-"""Every figure of the book. Functions take data and return a Figure; axes carry units."""
+"""Figures of networks, masks and accuracies. Functions take data and return a Figure; axes carry units."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT, LINEAR, MERGED, ORIGINAL = "#0072B2", "#E69F00", "#009E73", "#999999"
 
 def plot_costs(frame: pd.DataFrame, batch_size: int) -> Figure:
     """Bars: what each site costs kept, linear and merged, in ms per batch (`CostTable.frame`)."""
-    figure, axes = _figure(7.5, 0.32 * len(frame) + 1.4)
+    figure, axes = new_figure(7.5, 0.32 * len(frame) + 1.4)
     places = np.arange(len(frame))
     for i, (column, colour) in enumerate((("kept_ms", KEPT), ("linear_ms", LINEAR), ("merged_ms", MERGED))):
         axes.barh(
@@ -42,7 +42,7 @@ def plot_costs(frame: pd.DataFrame, batch_size: int) -> Figure:
 def plot_masks(masks: Mapping[int, Mask]) -> Figure:
     """Which sites are kept (rows: k) by a search: one search gives every row."""
     names = list(next(iter(masks.values())))
-    figure, axes = _figure(7.5, 0.24 * len(masks) + 1.6)
+    figure, axes = new_figure(7.5, 0.24 * len(masks) + 1.6)
     kept = np.array([[mask[name] for name in names] for mask in masks.values()], dtype=float)
     axes.pcolormesh(kept, cmap=_two_colours(MERGED, KEPT), edgecolors="white", linewidth=1.5, vmin=0, vmax=1)
     axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=60, ha="right")
@@ -61,7 +61,7 @@ def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = ()) -> Figu
         title: above the picture.
         linear: names of removed sites that were not merged.
     """
-    figure, axes = _figure(7.5, 1.9)
+    figure, axes = new_figure(7.5, 1.9)
     for i, (name, on) in enumerate(mask.items()):
         layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on or name in linear else ((0.34, 0.28),)
         colour = KEPT if on else LINEAR if name in linear else MERGED
@@ -81,7 +81,7 @@ def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = ()) -> Figu
 
 def plot_search(found: Found) -> Figure:
     """How each site's importance m moved over a search; sites kept at the end in colour."""
-    figure, axes = _figure(7.5, 3.6)
+    figure, axes = new_figure(7.5, 3.6)
     paths = np.array([row["m"] for row in found.history])
     last = set(found.history[-1]["kept"])
     for name, path in zip(found.m, np.vstack([np.ones(paths.shape[1]), paths]).T, strict=True):
@@ -107,7 +107,7 @@ def plot_border(errors: Mapping[str, np.ndarray], top: float | None = None) -> F
         errors: title -> map.
         top: the end of the colour scale; default the largest value.
     """
-    figure, panels = _figure(3.4 * len(errors) + 0.6, 3.2, columns=len(errors))
+    figure, panels = new_figure(3.4 * len(errors) + 0.6, 3.2, columns=len(errors))
     top = top or max(float(error.max()) for error in errors.values())
     for axes, (title, error) in zip(np.atleast_1d(panels), errors.items(), strict=True):
         image = axes.imshow(error, cmap="viridis", vmin=0, vmax=top)
@@ -118,7 +118,7 @@ def plot_border(errors: Mapping[str, np.ndarray], top: float | None = None) -> F
 
 def plot_kernels(kernels: Mapping[str, np.ndarray]) -> Figure:
     """Kernels (k_h, k_w) side by side, one colour scale symmetric about zero."""
-    figure, panels = _figure(2.1 * len(kernels) + 0.8, 2.4, columns=len(kernels))
+    figure, panels = new_figure(2.1 * len(kernels) + 0.8, 2.4, columns=len(kernels))
     top = max(float(np.abs(kernel).max()) for kernel in kernels.values())
     for axes, (title, kernel) in zip(np.atleast_1d(panels), kernels.items(), strict=True):
         image = axes.imshow(kernel, cmap="RdBu_r", vmin=-top, vmax=top)
@@ -134,7 +134,7 @@ def plot_growth(frame: pd.DataFrame) -> Figure:
     Args:
         frame: columns `linear` and `merged`, index the number of blocks.
     """
-    figure, axes = _figure(6.5, 3.2)
+    figure, axes = new_figure(6.5, 3.2)
     for column, colour in (("linear", LINEAR), ("merged", MERGED)):
         axes.plot(frame.index, frame[column] / 1e3, "o-", color=colour, label=column)
     axes.set_xticks(frame.index)
@@ -148,7 +148,7 @@ def plot_runs(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
     Bars span the quartiles of the interleaved rounds. Images per second are not compared between runs.
     """
-    figure, axes = _figure(6.5, 3.8)
+    figure, axes = new_figure(6.5, 3.8)
     original = 100 * runs[0]["networks"]["original"]["accuracy"]
     axes.plot(1.0, original, "o", color=ORIGINAL, markersize=8)
     axes.annotate("original", (1.0, original), xytext=(6, 6), textcoords="offset points")
@@ -165,7 +165,7 @@ def plot_runs(runs: Sequence[Mapping[str, Any]]) -> Figure:
 
 def plot_fit(x: np.ndarray, y: np.ndarray, lines: Mapping[str, tuple[float, float]]) -> Figure:
     """A bent function's values (x, y) and straight ones beside them: name -> (slope, value at 0)."""
-    figure, axes = _figure(6.0, 3.2)
+    figure, axes = new_figure(6.0, 3.2)
     axes.plot(x, y, ".", color=ORIGINAL, markersize=3, label="with the activation")
     ends = np.array([x.min(), x.max()])
     for (name, (slope, start)), colour in zip(lines.items(), (LINEAR, MERGED), strict=True):
@@ -177,7 +177,7 @@ def plot_fit(x: np.ndarray, y: np.ndarray, lines: Mapping[str, tuple[float, floa
 
 def plot_frontier(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> Figure:
     """Accuracy over k: of the ranked masks a line, of others (k, accuracy) points."""
-    figure, axes = _figure(6.5, 3.6)
+    figure, axes = new_figure(6.5, 3.6)
     axes.plot(accuracy.index, 100 * accuracy, "o-", color=MERGED, label="ranked without labels")
     axes.plot([k for k, _ in others], [100 * a for _, a in others], "x", color=LINEAR, label="random masks")
     axes.set(xlabel="k, sites kept", ylabel="accuracy, %", xticks=sorted(accuracy.index))
@@ -192,7 +192,7 @@ def plot_over_images(rows: pd.DataFrame, original: float) -> Figure:
         rows: columns `images` and `accuracy` (0 to 1).
         original: the original's accuracy.
     """
-    figure, axes = _figure(6.5, 3.4)
+    figure, axes = new_figure(6.5, 3.4)
     middle = 100 * rows.groupby("images")["accuracy"].median()
     axes.axhline(100 * original, color=ORIGINAL, linestyle="--", label="original")
     axes.plot(middle.index, middle, color=MERGED, label="calibrated, median")
@@ -216,7 +216,8 @@ def to_svg(figure: Figure) -> str:
     return svg.replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """An empty figure in the book's style, and its axes (an array where there are several columns)."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")

@@ -13,7 +13,6 @@ from torch import nn
 from . import records
 from .blocks import in_channels
 from .errors import BadRecord, MaskMismatch, require
-from .folding import fold
 from .graphs import dtype_of
 from .masks import Mask
 from .measuring import measure
@@ -105,6 +104,7 @@ def profile(
     boundary: Callable[[], nn.Module] | None = None,
     rounds: int = 15,
     runtime: str = "eager",
+    precision: str | None = None,
 ) -> CostTable:
     """Measure every mergeable site, kept, linear and merged in turns, on the model's device.
 
@@ -114,7 +114,7 @@ def profile(
         batch_size: images a batch.
         boundary: activation after removed blocks, counted as part of them.
         rounds: measurements of each.
-        runtime: what runs them, as for `measure`.
+        runtime, precision: what runs them, as for `measure`.
     """
     require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
     sites.check_k(len(sites) - len(sites.mergeable))
@@ -125,16 +125,15 @@ def profile(
         if not site.mergeable or site.input_shape is None:
             continue
         images = torch.randn(batch_size, *site.input_shape, device=device, dtype=dtype)
-        block = model.get_submodule(site.name)
         states = {
-            "kept": fold(block, images),
-            "linear": fold(shrunk[site.name], images),
+            "kept": model.get_submodule(site.name),
+            "linear": shrunk[site.name],
             "merged": merge_blocks([shrunk[site.name]], site.name),
         }
-        timing = measure(states, images, rounds, runtime=runtime)
+        timing = measure(states, images, rounds, runtime=runtime, precision=precision)
         for state in states:
             costs[state][site.name] = timing.median(state)
     images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
-    whole = measure({"all": fold(model, images)}, images, rounds, runtime=runtime)
+    whole = measure({"all": model}, images, rounds, runtime=runtime, precision=precision)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
                      device=str(device), runtime=whole.runtime)  # fmt: skip

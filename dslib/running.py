@@ -18,9 +18,9 @@ from . import recipes, records
 from .calibration import Calibrate, calibrate
 from .comparing import compare
 from .datasets import Data, load_data
-from .errors import BadConfig, first_line, require
+from .devices import pick_device, this_machine, tune_allocator
+from .errors import BadConfig, require
 from .finetuning import Finetune, check_teacher, finetune
-from .measuring import accelerator, this_machine, tune_allocator
 from .models import find_head, load_model
 from .planning import rank
 from .profiling import CostTable, profile
@@ -146,21 +146,6 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     for leftover in out.glob("*.partial.safetensors"):
         leftover.unlink()
     return record
-
-
-def pick_device(name: str) -> torch.device:
-    """The torch device called `name`; 'auto' is the accelerator, if there is one.
-
-    Raises:
-        BadConfig: if there is no such device here.
-    """
-    if name == "auto":
-        return accelerator()
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # every backend raises its own kind
-        raise BadConfig(f"no device {name!r} here ({first_line(error)}): give cpu, cuda or auto") from error
-    return torch.device(name)
 
 
 class _Stages:

@@ -1,19 +1,36 @@
-"""What runs a network: PyTorch itself, or another runtime that it is compiled for."""
+"""What runs a network: PyTorch itself, or another runtime that it is compiled for; and in which precision."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .errors import BadConfig, DslibError, first_line, require
 
+PRECISIONS = {
+    "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+LIMITS = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest output; others: 1e-3
+_COMPILED = 64  # networks of one class that are kept compiled at a time
+
+
 Run = Callable[[], object]
-LIMIT = 1e-3  # a runtime's outputs may differ from PyTorch's by this much of the largest
+
+
+class Ready(NamedTuple):
+    """A network that is ready to run on one batch, and what it gave for it."""
+
+    run: Run
+    output: Tensor
 
 
 def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
@@ -21,7 +38,8 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
 
     Args:
         model: a network or layer; left as it is.
-        images: (N, C, H, W), on the device to run on; other runtimes are compiled for its shape.
+        images: (N, C, H, W), on the device to run on and in the precision to run in; other runtimes than PyTorch's
+            are compiled for its shape.
         runtime: one of `RUNTIMES`.
     Raises:
         BadConfig: if the runtime is unknown, not installed, or not for this device.
@@ -29,54 +47,180 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
     """
     known = runtime in RUNTIMES
     require(known, f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}", BadConfig)
-    ready = copy.deepcopy(model).eval().to(images.device)
-    return RUNTIMES[runtime](ready, images)
+    device = RUNTIMES[runtime].device
+    require(device in ("any", images.device.type),
+            f"runtime {runtime} runs on {device}, the images are on {images.device}", BadConfig)  # fmt: skip
+    try:
+        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the converters, about themselves
+            model = copy.deepcopy(model).to(images.device, images.dtype).requires_grad_(False)
+            model.eval()
+            expected = model(images)
+            ready = RUNTIMES[runtime].make(model, images)
+    except DslibError:
+        raise
+    except ImportError as error:
+        package = RUNTIMES[runtime].package
+        raise BadConfig(f"runtime {runtime} needs the package {package}: pip install {package}") from error
+    except Exception as error:  # the user's code runs, and converters raise errors of many kinds
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(first_line(error)) from error
+        shape = tuple(images.shape)
+        reason = f"{runtime} cannot run {type(model).__name__} on images of shape {shape}: {first_line(error)}"
+        raise DslibError(reason) from error
+    if runtime in ("eager", "nchw"):
+        return ready.run
+    expected = expected.float().cpu()
+    difference = float((ready.output.float().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    require(difference <= LIMITS.get(images.dtype, 1e-3), f"{runtime} computes something else for "
+            f"{type(model).__name__}: it differs by {difference:.1e} of the largest output", DslibError)  # fmt: skip
+    return ready.run
 
 
-def describe(runtime: str, images: Tensor) -> str:
+def describe(runtime: str, precision: str) -> str:
     """A runtime for a record: its version, memory format and precision."""
-    kind = str(images.dtype).removeprefix("torch.")
-    return f"eager, channels_last, {kind}" if runtime == "eager" else f"{runtime} {metadata.version(runtime)}, {kind}"
+    package = RUNTIMES[runtime].package
+    version = "" if package == "torch" else f" {metadata.version(package)}"
+    return f"{runtime}{version}{RUNTIMES[runtime].layout}, {precision}"
 
 
-def _eager(model: nn.Module, images: Tensor) -> Run:
+def dtype_for(precision: str) -> torch.dtype:
+    """The dtype that a precision computes in.
+
+    Raises:
+        BadConfig: if there is no such precision.
+    """
+    known = precision in PRECISIONS
+    require(known, f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}", BadConfig)
+    return PRECISIONS[precision]
+
+
+@contextmanager
+def use_precision(precision: str | None) -> Iterator[None]:
+    """Whether float32 on a GPU is float32, or its convolutions and products round their inputs to TF32."""
+    rough, before = precision == "tf32", torch.get_float32_matmul_precision()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=rough):
+        torch.set_float32_matmul_precision("high" if rough else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the device's memory does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _eager(model: nn.Module, images: Tensor) -> Ready:
     model = model.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
+    return Ready(lambda: model(images), model(images))
+
+
+def _nchw(model: nn.Module, images: Tensor) -> Ready:
+    images = images.contiguous()
+    return Ready(lambda: model(images), model(images))
+
+
+def _compile(model: nn.Module, images: Tensor) -> Ready:
+    """TorchInductor; on a CPU with the weights as constants, which lets it choose their layout."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED)
+    model = model.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(model, options={"freezing": True} if images.device.type == "cpu" else None)
 
     def run() -> Tensor:
-        found: Tensor = model(images)
+        with torch.inference_mode(False), torch.no_grad():  # as it was compiled
+            found: Tensor = compiled(images)
         return found
 
-    return run
+    return Ready(run, run())
 
 
-def _openvino(model: nn.Module, images: Tensor) -> Run:
-    """Compiled with float32 kept as float32, for the shortest time per batch, with PyTorch's number of threads."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise BadConfig("runtime openvino needs the package openvino: pip install openvino") from error
-    good = images.device.type == "cpu" and images.dtype == torch.float32
-    require(good, f"runtime openvino: expected float32 images on the CPU, found {images.dtype} on {images.device}")
+def _cudagraph(model: nn.Module, images: Tensor) -> Ready:
+    """One forward pass captured as a CUDA graph: no launches from Python."""
+    model = model.to(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries choose their algorithms before the capture
+        for _ in range(3):
+            model(images)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(images)
+    graph.replay()
+    return Ready(graph.replay, output)
+
+
+def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
+    """Its threads sleep between runs: spinning ones would slow the network that is measured in turn."""
+    import onnxruntime
+
+    device = images.device.type
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device, device)
+    require(provider in onnxruntime.get_available_providers(), f"this onnxruntime does not run on {device}", BadConfig)
+    require(images.dtype != torch.bfloat16, "onnxruntime has no bfloat16 convolutions", BadConfig)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     images = images.contiguous()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
+        session = onnxruntime.InferenceSession(path, options, [provider])
+    binding, array = session.io_binding(), images.cpu().numpy()
+    place = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, images.device.index or 0)
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, place)
+    binding.bind_output(session.get_outputs()[0].name, device)
+    session.run_with_iobinding(binding)
+    output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+    return Ready(lambda: session.run_with_iobinding(binding), output)
+
+
+def _openvino(model: nn.Module, images: Tensor) -> Ready:
+    """Compiled for the shortest time per batch, with PyTorch's number of threads; float32 stays float32."""
+    import openvino
+
+    kinds = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+    require(images.dtype in kinds, f"openvino has no {images.dtype}", BadConfig)
     hints = {
-        "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": kinds[images.dtype], "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
     }  # fmt: skip
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the tracer, about branches on shapes
-            expected = model(images)
-            converted = openvino.convert_model(model, example_input=images, input=[tuple(images.shape)])
-        request = openvino.compile_model(converted, "CPU", hints).create_infer_request()
-        array = images.numpy()
-        found = torch.from_numpy(request.infer([array])[0])
-    except Exception as error:  # the converter raises errors of many kinds
-        raise DslibError(f"openvino cannot run {type(model).__name__}: {first_line(error)}") from error
-    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    require(difference <= LIMIT, f"openvino computes something else for {type(model).__name__}: it differs by "
-            f"{difference:.1e} of the largest output", DslibError)  # fmt: skip
-    return lambda: request.infer([array], share_inputs=True, share_outputs=True)
+    model, images = model.float(), images.float().contiguous()
+    converted = openvino.convert_model(model, example_input=images, input=[tuple(images.shape)])
+    request = openvino.compile_model(converted, "CPU", hints).create_infer_request()
+    array = images.numpy()
+    output = torch.from_numpy(request.infer([array])[0].copy())
+    return Ready(lambda: request.infer([array], share_inputs=True, share_outputs=True), output)
 
 
-RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Run]] = {"eager": _eager, "openvino": _openvino}
+def _tensorrt(model: nn.Module, images: Tensor) -> Ready:
+    import torch_tensorrt
+
+    images = images.contiguous()
+    compiled = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
+    return Ready(lambda: compiled(images), compiled(images))
+
+
+class _Runtime(NamedTuple):
+    make: Callable[[nn.Module, Tensor], Ready]
+    package: str = "torch"
+    device: str = "any"
+    layout: str = ""
+
+
+RUNTIMES: dict[str, _Runtime] = {
+    "eager": _Runtime(_eager, layout=", channels_last"),
+    "nchw": _Runtime(_nchw, layout=" (eager, contiguous)"),
+    "compile": _Runtime(_compile, layout=", channels_last"),
+    "cudagraph": _Runtime(_cudagraph, device="cuda", layout=", channels_last"),
+    "onnxruntime": _Runtime(_onnxruntime, "onnxruntime"),
+    "openvino": _Runtime(_openvino, "openvino", device="cpu"),
+    "tensorrt": _Runtime(_tensorrt, "torch_tensorrt", device="cuda"),
+}

@@ -86,6 +86,13 @@ class Tiny(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+def wide() -> nn.Sequential:
+    """A network whose widths can be scaled finely; its blocks are 1 to 3."""
+    stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+    blocks = Block(16, 64, 16), Block(16, 64, 32, 5, 2), Block(32, 96, 32)
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
+
+
 def seven() -> nn.Module:
     """A network whose function does not take num_classes."""
     return Tiny(7)

@@ -1,88 +1,18 @@
 """Costs: MACs against formulas and the paper; latency's order and units; folding BatchNorm; profiles."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dslib
+from dslib.devices import Others
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
-from dslib.measuring import Timing
-from dslib.runtimes import prepare
-
-# Fu et al. 2022, the masks of MobileNetV2-1.4: kept sites, whether the stem's activation is kept, MFLOPs published
-PAPER = {
-    "A": ((0, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16), 519), "B": ((3, 4, 10, 11, 13, 14, 15, 16), 502),
-    "C": ((0, 3, 10, 11, 13, 14, 15, 16), 492), "D": ((3, 4, 13, 14, 15, 16), 484),
-    "E": ((0, 3, 13, 14, 15, 16), 474), "F": ((), 415),
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def mobilenet_140():
-    return dslib.load_model("timm/mobilenetv2_140").model.eval()
-
-
-@pytest.mark.parametrize("runtime", ["eager", "openvino"])
-def test_runtimes_run_the_network_that_they_were_given(runtime):
-    model, images = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval(), torch.randn(4, 3, 16, 16)
-    run = prepare(model, images, runtime)
-    found = run()
-    first = found if isinstance(found, torch.Tensor) else torch.from_numpy(found[0].copy())
-    torch.testing.assert_close(first, model(images), rtol=1e-4, atol=1e-5)
-    timing = dslib.measure(
-        {"one": model, "deep": nn.Sequential(*[nn.Conv2d(3, 3, 3, padding=1)] * 9)}, images, 3, runtime=runtime
-    )
-    assert timing.runtime.startswith(runtime)
-    assert timing.runtime.endswith("float32")
-    assert timing.median("one") > 0
-
-
-def test_a_runtime_that_cannot_is_refused():
-    model, images = nn.Conv2d(3, 8, 3), torch.randn(1, 3, 8, 8)
-    for given, runtime, text in (
-        (images, "tensorflow", "runtime: expected one of eager, openvino, found 'tensorflow'"),
-        (images.double(), "openvino", r"expected float32 images on the CPU, found torch\.float64"),
-    ):
-        with pytest.raises(BadConfig, match=text):
-            prepare(model.to(given.dtype), given, runtime)
-
-    class Odd(nn.Module):
-        def forward(self, x):
-            return x + (7 if torch.jit.is_tracing() else 5)
-
-    with pytest.raises(DslibError, match="openvino computes something else for Odd: it differs by"):
-        prepare(Odd(), images, "openvino")
-
-
-def published_flops(model: nn.Module) -> float:
-    """The paper's convention: MACs plus five operations per BatchNorm output element, in millions."""
-    elements = 0
-
-    def count(_, __, output):
-        nonlocal elements
-        elements += output.numel()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    with torch.no_grad():
-        model(torch.zeros(1, 3, 224, 224))
-    for hook in hooks:
-        hook.remove()
-    return (dslib.count_macs(model, (3, 224, 224)) + 5 * elements) / 1e6
-
-
-@pytest.mark.parametrize("letter", PAPER)
-def test_the_papers_masks_have_the_published_mflops(mobilenet_140, letter):
-    """Within 1 M. The t=1 block (site 0) is never merged in the paper, also where its activation is removed."""
-    kept, published = PAPER[letter]
-    sites = dslib.find_sites(mobilenet_140, 224)
-    mask = sites.mask([site for i, site in enumerate(sites.names) if i in kept or i == 0])
-    merged = dslib.merge(dslib.shrink(mobilenet_140, mask, nn.ReLU6))
-    assert abs(published_flops(merged) - published) <= 1
-
-
-def test_the_original_has_the_published_mflops(mobilenet_140):
-    assert abs(published_flops(mobilenet_140) - 630) <= 1
+from dslib.measuring import Timing, halving, working_memory_mib
 
 
 def test_macs_and_parameters_of_one_convolution():
@@ -113,6 +43,67 @@ def test_latency_is_measured_in_turns_and_orders_networks():
     ratio, low, high = timing.speedup("a", over="b")
     assert ratio > 1
     assert low <= high
+
+
+def test_each_network_may_have_its_own_batch():
+    models = {"three": nn.Conv2d(3, 4, 3), "five": nn.Conv2d(5, 4, 3)}
+    images = {"three": torch.randn(2, 3, 8, 8), "five": torch.randn(2, 5, 8, 8)}
+    timing = dslib.measure(models, images, rounds=2)
+    assert set(timing.ms) == {"three", "five"}
+    assert timing.batch_size == 2
+
+
+def test_batchnorm_is_folded_unless_told_otherwise(tiny):
+    seen = []
+
+    class Noted(type(tiny)):
+        def forward(self, x):
+            seen.append(any(isinstance(m, nn.BatchNorm2d) for m in self.modules()))
+            return super().forward(x)
+
+    model = Noted().eval()
+    for folded in (True, False):
+        dslib.measure({"x": model}, torch.randn(2, 3, 32, 32), rounds=1, folded=folded)
+        assert seen[-1] is not folded
+
+
+def test_a_batch_that_does_not_fit_is_halved():
+    class Large(nn.Module):
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError("32 GiB wanted")
+            return x
+
+    with pytest.warns(UserWarning, match="begun again with"):
+        timing = dslib.measure({"x": Large()}, torch.randn(8, 3, 4, 4), rounds=1)
+    assert timing.batch_size == 2
+    with pytest.warns(UserWarning), pytest.raises(DslibError, match="too little memory, even with one image a batch"):
+        halving(lambda size: Large()(torch.zeros(3)), 4)
+    with pytest.raises(ValueError, match="mine"):
+        halving(lambda size: (_ for _ in ()).throw(ValueError("mine")), 4)
+
+
+def test_a_busy_machine_is_noticed():
+    even = np.full(20, 2.0)
+    assert not Timing({"a": even, "b": even}, 4, "cpu", "eager", 0.0).busy
+    assert not Timing({"a": even}, 4, "cpu", "eager").busy
+    assert Timing({"a": even}, 4, "cpu", "eager", 0.2 * os.cpu_count()).busy
+    shaken = Timing({"a": even, "b": np.where(np.arange(20) < 3, 3.0, 2.0)}, 4, "cpu", "eager", 0.0)
+    assert shaken.frame["outliers"].to_dict() == {"a": 0.0, "b": 0.15}
+    assert shaken.busy
+
+
+def test_other_programs_are_counted():
+    clock = Others()
+    busy = "import time\nend = time.time() + 3\nwhile time.time() < end: pass"
+    subprocess.run([sys.executable, "-c", busy], check=True)
+    assert clock.cores() > 0.3
+
+
+def test_working_memory_is_what_is_held_at_once():
+    images = torch.zeros(1, 1, 512, 512)  # 1 MiB
+    model = nn.Sequential(*[nn.ReLU() for _ in range(4)])
+    assert working_memory_mib(model, images) == pytest.approx(2, abs=0.1)
 
 
 def test_a_speedup_is_the_ratio_of_medians():

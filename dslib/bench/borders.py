@@ -7,9 +7,9 @@ import time
 import torch
 
 from ..blocks import in_channels
+from ..devices import peak_memory_gib, this_machine
 from ..errors import require
-from ..folding import fold
-from ..measuring import measure, peak_memory_gib, this_machine
+from ..measuring import measure
 from ..merging import merge
 from ..models import load_model
 from ..records import Record, commit
@@ -44,7 +44,7 @@ def record_borders(model: str = "mobilenet_v2", image_size: int = 224, batch_siz
     peak = peak_memory_gib()
     ways |= {"bias": merge(kept, image_size=image_size), "ones": merge(kept)}
     images = torch.randn(batch_size, in_channels(network), image_size, image_size)
-    timing = measure({name: fold(way, images) for name, way in ways.items()}, images, rounds)
+    timing = measure(ways, images, rounds)
     networks = {}
     for name in ways:
         ratio, low, high = timing.speedup("hoisted", over=name)

@@ -9,9 +9,9 @@ from torch import nn
 
 from ..blocks import site_names
 from ..datasets import load_data
+from ..devices import this_machine
 from ..errors import require
 from ..graphs import removable_activations
-from ..measuring import this_machine
 from ..merging import merge
 from ..models import load_model
 from ..records import Record, commit

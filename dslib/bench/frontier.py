@@ -10,9 +10,9 @@ from torch import nn
 
 from ..calibration import Calibrate, Images, calibrate, logits_of
 from ..datasets import Data, load_data
+from ..devices import this_machine
 from ..errors import require
 from ..masks import Mask
-from ..measuring import this_machine
 from ..models import load_model
 from ..planning import agreement, rank
 from ..records import Record, as_words, commit

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from ..affine import Affine
 from ..blocks import linear_blocks
+from ..devices import this_machine
 from ..errors import NotMergeable
 from ..interpreting import interpret_run, start_of
-from ..measuring import this_machine
 from ..merging import CHANNELS_KEY, merge_blocks
 from ..records import Record, commit
 from .random_blocks import RandomBlock, random_block

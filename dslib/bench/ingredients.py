@@ -6,8 +6,8 @@ from typing import Any
 
 from ..calibration import Calibrate
 from ..datasets import load_data
+from ..devices import peak_memory_gib, this_machine
 from ..errors import require
-from ..measuring import peak_memory_gib, this_machine
 from ..models import load_model
 from ..planning import rank
 from ..records import Record, as_words, commit

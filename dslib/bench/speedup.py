@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,8 +9,8 @@ import torch
 from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import load_data
-from ..folding import fold
-from ..measuring import measure, this_machine
+from ..devices import this_machine
+from ..measuring import measure
 from ..models import load_model
 from ..planning import for_speedup, rank
 from ..profiling import profile
@@ -58,9 +57,8 @@ def record_speedup(
             "kept_ms": cost.kept, "merged_ms": cost.merged,
         }  # fmt: skip
     images = torch.randn(batch_size, in_channels(network), size, size, generator=torch.Generator().manual_seed(seed))
-    ready = {name: fold(copy.deepcopy(net), images) for name, net in networks.items()}
     for runtime in runtimes:
-        timing = measure(ready, images, rounds, runtime=runtime)
+        timing = measure(networks, images, rounds, runtime=runtime)
         for name, row in rows.items():
             ratio, low, high = timing.speedup(name, over="original")
             timed = {"latency_ms": timing.median(name), "speedup": ratio, "q25": low, "q75": high}

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data, load_data
+from ..devices import this_machine
 from ..errors import BadData, require
 from ..finetuning import Finetune, finetune
 from ..masks import Mask
-from ..measuring import this_machine
 from ..models import load_model
 from ..planning import rank
 from ..records import Record, as_words, commit

@@ -1,0 +1,69 @@
+"""How well a profile predicts the latency of whole networks: `dslib bench predict`."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..blocks import in_channels
+from ..devices import pick_device, this_machine
+from ..errors import require
+from ..measuring import measure
+from ..merging import merge
+from ..models import load_model
+from ..profiling import profile
+from ..records import Record, as_words, commit
+from ..shrinking import shrink
+from ..sites import find_sites
+
+
+def record_prediction(
+    model: str, image_size: int = 224, batch_size: int = 8, runtime: str = "eager", device: str = "auto",
+    masks: int = 20, rounds: int = 15, seed: int = 0,
+) -> Record:  # fmt: skip
+    """Profile a network, then measure it with random masks, each in turns with the original.
+
+    The predicted latency of a mask is compared with the original's times the measured ratio, so that a slow spell
+    of the machine between profile and measurement does not count.
+
+    Args:
+        model: name, as for `load_model`; random weights.
+        image_size: side in pixels.
+        batch_size: images a batch.
+        runtime: as for `measure`.
+        device: to measure.
+        masks: how many; each site is removed with a probability that is drawn for the mask.
+        rounds: measurements of each.
+        seed: of the masks.
+    """
+    require(masks > 0 and batch_size > 0, f"expected one or more masks and images, found {masks} and {batch_size}")
+    network = load_model(model).model.to(pick_device(device))
+    network.eval()
+    sites = find_sites(network, image_size)
+    cost = profile(network, sites, batch_size, rounds=rounds, runtime=runtime)
+    where = next(network.parameters()).device
+    images = torch.randn(batch_size, in_channels(network), image_size, image_size, device=where)
+    generator, rows = random.Random(seed), list[dict[str, Any]]()
+    while len(rows) < masks:
+        share = generator.random()
+        removed = [name for name in sites.mergeable if generator.random() < share]
+        mask = sites.mask([name for name in sites.names if name not in removed])
+        small = merge(shrink(network, mask, image_size=image_size), only=cost.worth_merging(mask))
+        timing = measure({"original": network, "small": small}, images, rounds, runtime=runtime)
+        measured = cost.total * timing.median("small") / timing.median("original")
+        predicted = cost.predict(mask)
+        rows.append({"removed": removed, "predicted_ms": predicted, "measured_ms": measured, "busy": timing.busy,
+                     "error": predicted / measured - 1})  # fmt: skip
+    errors = np.abs([row["error"] for row in rows])
+    values = {
+        "total_ms": cost.total, "rows": rows, "median_error": float(np.median(errors)), "largest_error": errors.max(),
+        "runtime": cost.runtime,
+    }  # fmt: skip
+    settings = {"model": model, "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
+                "device": where.type, "masks": masks, "rounds": rounds, "seed": seed}  # fmt: skip
+    return Record(
+        "predict", f"dslib bench predict {as_words(settings)}", settings, values, this_machine(where), commit()
+    )
