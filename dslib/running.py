@@ -32,6 +32,8 @@ from .training import Train, evaluate, train
 
 T = TypeVar("T")
 RANKED_IMAGES, CALIBRATION_IMAGES = 512, 2048
+FADING = Finetune(epochs=10, lr=0.03, batch_size=64)
+CALIBRATED = Finetune(epochs=3, lr=0.003, batch_size=64, augment=False, freeze_batchnorm=True)  # see dslib bench starts
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Run:
         calibrate: whether to begin with `calibrate` on training images, in place of activations that fade out; the
             sites are then ranked by it too, in place of a search.
         pretrain: of a network without weights, or of a new head.
-        search, finetune: of stages 1 and 2; their k and seed are those here.
+        search, finetune: of stages 1 and 2; their k and seed are those here. None finetunes with `CALIBRATED` or
+            `FADING`, as the network begins.
         batch_size: at which latency is measured.
         rounds: measurements of latency.
         device: 'auto', or a torch device.
@@ -64,7 +67,7 @@ class Run:
     calibrate: bool = False
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
     search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8, latency_weight=0.03)
-    finetune: Finetune = Finetune(epochs=10, lr=0.03, batch_size=64)
+    finetune: Finetune | None = None
     batch_size: int = 32
     rounds: int = 40
     device: str = "auto"
@@ -76,6 +79,7 @@ class Run:
         require(not (self.calibrate and self.boundary), "a calibrated network has no boundary activation: leave it out")
         require(self.rounds > 0, f"rounds: expected 1 or more, found {self.rounds}")
         require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
+        object.__setattr__(self, "finetune", self.finetune or (CALIBRATED if self.calibrate else FADING))
         for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
             object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
 
@@ -236,7 +240,7 @@ def _command(config: Run) -> str:
     """The command line that repeats the run where its data is, settings that are defaults left out."""
     words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
     words += [f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "calibrate") if getattr(config, flag)]
-    default = Run(config.model, config.data, config.k)
+    default = Run(config.model, config.data, config.k, calibrate=config.calibrate)
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
         if getattr(config, name) != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
@@ -246,5 +250,7 @@ def _command(config: Run) -> str:
     for stage in ("pretrain", "search", "finetune"):
         own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
         changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}
-        words += [word for key, value in changed.items() for word in (f"--{stage}-{key.replace('_', '-')}", str(value))]
+        for key, value in changed.items():
+            flag = f"{stage}-{key.replace('_', '-')}"
+            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", "runs/x"])

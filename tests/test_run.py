@@ -15,6 +15,7 @@ import torch
 
 import dslib
 from dslib.cli import main
+from dslib.running import CALIBRATED
 
 HERE = Path(__file__).parent
 SCRIPT = Path(sys.executable).with_name("dslib")
@@ -117,6 +118,11 @@ def test_run_from_a_calibrated_network(tmp_path, npz, refused):
     weights = zip(start.parameters(), merged.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in weights)  # it was finetuned from there
     assert "--calibrate" in record.command
+    assert "--finetune-epochs 2" in record.command
+    assert "--finetune-lr" not in record.command
+    config = json.loads((tmp_path / "r" / "config.json").read_text())["finetune"]
+    assert (config["epochs"], config["lr"]) == (2, CALIBRATED.lr)  # one was given, the other is usual
+    assert (config["augment"], config["freeze_batchnorm"]) == (False, True)
     status, out, _ = call(*words, *SHORT, cwd=tmp_path)
     assert out.count("taken from") == 6
 
@@ -296,8 +302,8 @@ def _weights(folder: Path) -> Path:
 
 def test_a_records_command_repeats_the_run():
     config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
-                       finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64))  # fmt: skip
+                       finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64, augment=False))  # fmt: skip
     words = dslib.running._command(config)
     assert words == ("dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 "
-                     "--model-option width_mult=0.5 --finetune-epochs 3 --out runs/x")  # fmt: skip
+                     "--model-option width_mult=0.5 --finetune-epochs 3 --no-finetune-augment --out runs/x")  # fmt: skip
     assert json.dumps(dataclasses.asdict(config))
