@@ -76,10 +76,11 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
 @click.option("--device", default="auto", show_default=True)
 @click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
+@click.option("--mask", "mask_file", type=Path, help="A mask's JSON, to predict its latency.")
 @click.option("--out", type=Path, help="Where to keep the table as JSON.")
 def profile_command(
     model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
-    device: str, runtime: str, precision: str, out: Path | None,
+    device: str, runtime: str, precision: str, mask_file: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure each site kept, linear and merged on this device."""
     import dslib
@@ -90,7 +91,12 @@ def profile_command(
     sites = dslib.find_sites(network, image_size)
     table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision)
     click.echo(table.frame.round(3).to_string())
-    click.echo(f"whole network {table.total:.2f} ms; ms per batch of {batch_size}; {table.device}, {table.runtime}")
+    click.echo(
+        f"whole network {table.total:.2f} ms; ms per batch of {table.batch_size}; {table.device}, {table.runtime}"
+    )
+    if mask_file:
+        predicted = table.predict(dslib.Mask.load(mask_file))
+        click.echo(f"{mask_file}: {predicted:.2f} ms predicted, {table.total / predicted:.2f} times as fast")
     if out:
         table.save(out)
 

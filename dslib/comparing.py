@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .datasets import Data
 from .folding import fold
 from .measuring import count_macs, count_parameters, measure
+from .runtimes import use_precision
 from .training import predict, top1
 
 
@@ -28,7 +29,7 @@ def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, roun
     shape = (3, data.image_size, data.image_size)
     device = next(networks["original"].parameters()).device
     images = torch.randn(batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # what is called fp32 here is fp32
+    with use_precision(None):  # what is called fp32 here is fp32
         logits = {name: predict(network, data.val) for name, network in networks.items()}
         folded = {name: fold(networks[name], images) for name in ("original", "merged")}
         timing = measure(folded, images, rounds)
@@ -45,7 +46,7 @@ def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, roun
     return {
         "networks": rows,
         "speedup": {"ratio_of_medians": ratio, "q25": low, "q75": high, "rounds": rounds},
-        "batch_size": batch_size, "image_size": data.image_size, "runtime": timing.runtime,
+        "batch_size": timing.batch_size, "image_size": data.image_size, "runtime": timing.runtime,
         "val_images": len(data.val),
         "shrunk_accuracy": top1(logits["shrunk"], data.val),
         **difference(logits["shrunk"], logits["merged"]),

@@ -109,6 +109,9 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
     require(error <= TOLERANCE, f"no width gives {wanted:,} MACs within {TOLERANCE:.0%}: {error:.1%} off at best",
             BadModel)  # fmt: skip
     made, macs = scaled(plain, width, multiple)
+    residual = [block for block in made.modules() if isinstance(block, DenseBlock) and block.residual]
+    for block in residual:
+        block.conv.weight *= len(residual) ** -0.5  # or the sums would grow with every block, and overflow float16
     return Dense(made, width, multiple, macs, wanted)
 
 

@@ -15,6 +15,7 @@ from .records import machine
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's mallopt parameters
 _KEEP_BYTES = 1 << 30
+SHORT = 0.5  # seconds; the system counts in hundredths
 _tuned: list[bool] = []  # anything, once it was done
 
 
@@ -82,11 +83,11 @@ class Others:
         self._began, self._busy = time.perf_counter(), _busy_seconds()
 
     def cores(self) -> float | None:
-        """How many cores other programs kept busy since; None where psutil is not installed."""
-        before, now = self._busy, _busy_seconds()
-        if before is None or now is None:
+        """How many cores other programs kept busy since; None if it is too short to say, or without psutil."""
+        before, now, seconds = self._busy, _busy_seconds(), time.perf_counter() - self._began
+        if before is None or now is None or seconds < SHORT:
             return None
-        return max(0.0, (now - before) / (time.perf_counter() - self._began))
+        return max(0.0, (now - before) / seconds)
 
 
 def _busy_seconds() -> float | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .devices import Others, tune_allocator
 from .errors import DslibError, first_line, require
 from .folding import fold
-from .runtimes import Run, describe, dtype_for, is_out_of_memory, prepare, use_precision
+from .runtimes import (
+    Run,
+    describe,
+    dtype_for,
+    forget_compiled,
+    is_out_of_memory,
+    prepare,
+    use_precision,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,8 +71,11 @@ class Timing:
 
     @property
     def busy(self) -> bool:
-        """Whether the machine had more to do: a tenth of its cores were others', or a tenth of the rounds outliers."""
-        shared = self.others is not None and self.others > 0.1 * (os.cpu_count() or 1)
+        """Whether the machine had more to do: others had a tenth of the cores used, or a tenth of rounds are outliers.
+
+        One whole core of others' is enough.
+        """
+        shared = self.others is not None and self.others > min(0.1 * torch.get_num_threads(), 0.8)
         return shared or bool((self.frame["outliers"] > 0.1).any())
 
     def median(self, name: str) -> float:
@@ -107,28 +118,31 @@ def measure(
         BadConfig, DslibError: as `runtimes.prepare`.
     """
     require(bool(models) and rounds > 0, "expected at least one network and one round to measure")
+    dtype = None if precision is None else dtype_for(precision)
     if tuned:
         tune_allocator()
     batches = {name: images if isinstance(images, Tensor) else images[name] for name in models}
     first = next(iter(batches.values()))
+    device = first.device
+    require(precision != "tf32" or device.type == "cuda", f"precision tf32 is for GPUs, the images are on {device}")
     if folded:
-        models = {name: _folded(model, batches[name]) for name, model in models.items()}
+        models = {name: fold_batchnorm(model, batches[name]) for name, model in models.items()}
 
     def timed(size: int) -> Timing:
-        dtype = first.dtype if precision is None else dtype_for(precision)
         ms: dict[str, list[float]] = {name: [] for name in models}
-        with use_precision(precision):
-            parts = {name: batch[:size].to(dtype) for name, batch in batches.items()}
+        forget_compiled()
+        with use_precision(precision), _current(device):
+            parts = {name: batch[:size].to(dtype=dtype) for name, batch in batches.items()}
             ready = {name: prepare(model, parts[name], runtime) for name, model in models.items()}
             with torch.inference_mode():
-                repeats = {name: _repeats(run, first.device, warmup, at_least_ms) for name, run in ready.items()}
+                repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in ready.items()}
                 others = Others()
                 for _ in range(rounds):
                     for name, run in ready.items():
-                        ms[name].append(_time_once(run, first.device, repeats[name]))
+                        ms[name].append(_time_once(run, device, repeats[name]))
+        what = describe(runtime, precision or str(first.dtype).removeprefix("torch."))
         arrays = {name: np.array(values) for name, values in ms.items()}
-        what = describe(runtime, precision or str(dtype).removeprefix("torch."))
-        return Timing(arrays, size, str(first.device), what, others.cores())
+        return Timing(arrays, size, str(device), what, others.cores())
 
     return halving(timed, len(first))
 
@@ -173,9 +187,9 @@ def count_parameters(model: nn.Module) -> int:
 def working_memory_mib(model: nn.Module, images: Tensor) -> float:
     """The most memory that one forward pass in PyTorch holds beyond weights and images: activations, in MiB.
 
-    On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
+    BatchNorm folded. On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
     """
-    ready = prepare(model, images)
+    ready = prepare(fold_batchnorm(model, images), images)
     with torch.inference_mode():
         if images.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(images.device)
@@ -189,9 +203,29 @@ def working_memory_mib(model: nn.Module, images: Tensor) -> float:
     return float(max(np.cumsum(steps), default=0)) / 2**20
 
 
-def _folded(model: nn.Module, images: Tensor) -> nn.Module:
-    """A copy with its BatchNorms folded, if it has any."""
-    return fold(model, images[:1]) if any(isinstance(m, _BatchNorm) for m in model.modules()) else model
+def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
+    """`fold`, for a network that has BatchNorms; others as they are. Checked in float32, not in TF32.
+
+    Raises:
+        DslibError: if the network does not run on the images.
+    """
+    if not any(isinstance(m, _BatchNorm) for m in model.modules()):
+        return model
+    try:
+        with use_precision(None):
+            return fold(copy.deepcopy(model).to(images.device, images.dtype), images[:1])
+    except DslibError:
+        raise
+    except Exception as error:  # the user's code runs: anything can be raised
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(first_line(error)) from error
+        reason = f"{type(model).__name__} does not run on images of shape {tuple(images.shape)}: {first_line(error)}"
+        raise DslibError(reason) from error
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Streams and events belong to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _repeats(run: Run, device: torch.device, warmup: int, at_least_ms: float) -> int:
@@ -213,6 +247,6 @@ def _time_once(run: Run, device: torch.device, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         run()
-    if device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
     return 1e3 * (time.perf_counter() - start) / repeats

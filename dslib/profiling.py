@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from . import records
 from .blocks import in_channels
+from .devices import this_machine
 from .errors import BadRecord, MaskMismatch, require
 from .graphs import dtype_of
 from .masks import Mask
 from .measuring import measure
 from .merging import merge_blocks, shrunk_blocks
+from .records import Record, commit, read_json
 from .shrinking import shrink
 from .sites import Sites
 
@@ -33,6 +34,7 @@ class CostTable:
         total: the whole network's, ms per batch, all sites kept.
         batch_size, image_size: what it was measured at.
         device, runtime: where.
+        busy: whether the machine had more to do meanwhile.
     """
 
     kept: dict[str, float]
@@ -43,6 +45,7 @@ class CostTable:
     image_size: int
     device: str
     runtime: str
+    busy: bool = False
 
     @property
     def savings(self) -> dict[str, float]:
@@ -81,8 +84,10 @@ class CostTable:
         return tuple(name for name in mask.removed if self.merged[name] <= self.linear[name])
 
     def save(self, path: Path | str) -> Path:
-        """Write it as JSON."""
-        return records.write_json(path, asdict(self))
+        """Write it as a record."""
+        given = f"--image-size {self.image_size} --batch-size {self.batch_size}"
+        record = Record("profile", f"dslib profile {given}", {}, asdict(self), this_machine(self.device), commit())
+        return record.save(path)
 
     @classmethod
     def load(cls, path: Path | str) -> CostTable:
@@ -91,8 +96,9 @@ class CostTable:
         Raises:
             BadRecord: if the file is something else.
         """
+        found = read_json(path)
         try:
-            return cls(**records.read_json(path))
+            return cls(**found.get("values", found))  # runs of before wrote the values alone
         except TypeError as error:
             raise BadRecord(f"{path} is not a cost table: {error}") from error
 
@@ -111,7 +117,7 @@ def profile(
     Args:
         model: the network; left as it is.
         sites: of the model; their image size is what is measured at.
-        batch_size: images a batch.
+        batch_size: images a batch; halved until the memory suffices.
         boundary: activation after removed blocks, counted as part of them.
         rounds: measurements of each.
         runtime, precision: what runs them, as for `measure`.
@@ -121,6 +127,7 @@ def profile(
     device, dtype = next(model.parameters()).device, dtype_of(model)
     shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
+    busy = False
     for site in sites:
         if not site.mergeable or site.input_shape is None:
             continue
@@ -131,9 +138,14 @@ def profile(
             "merged": merge_blocks([shrunk[site.name]], site.name),
         }
         timing = measure(states, images, rounds, runtime=runtime, precision=precision)
+        if timing.batch_size < batch_size:  # that much fits
+            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision)
+        busy = busy or timing.busy
         for state in states:
             costs[state][site.name] = timing.median(state)
     images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
     whole = measure({"all": model}, images, rounds, runtime=runtime, precision=precision)
+    if whole.batch_size < batch_size:
+        return profile(model, sites, whole.batch_size, boundary, rounds, runtime, precision)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
-                     device=str(device), runtime=whole.runtime)  # fmt: skip
+                     device=str(device), runtime=whole.runtime, busy=busy or whole.busy)  # fmt: skip

@@ -31,6 +31,7 @@ class Peaks:
         matmul_gflops: of a product of two large square matrices.
         bandwidth_gb_s: of copying, bytes read and bytes written both counted.
         device, precision, runtime: where; the runtime is PyTorch.
+        busy: whether the machine had more to do meanwhile.
     """
 
     conv_gflops: float
@@ -39,6 +40,7 @@ class Peaks:
     device: str
     precision: str
     runtime: str
+    busy: bool = False
 
     def ceiling(self, intensity: float) -> float:
         """GFLOP/s that a network of so many operations per byte can reach: the roof."""
@@ -82,6 +84,7 @@ def find_peaks(
                                           for i, (c, _) in enumerate(CONVOLUTIONS)}  # fmt: skip
     maps = {str(i): torch.randn(batch, c, s, s, device=device) for i, (c, s) in enumerate(CONVOLUTIONS)}
     timed = best(convolutions, maps)
+    batch = timed.batch_size
     rates = [
         2e-6
         * batch
@@ -95,7 +98,7 @@ def find_peaks(
     copied = best({"copy": _Copy(many)}, {"copy": many})
     return Peaks(
         max(rates), 2e-6 * side**3 / product.median("matmul"), 2e-6 * COPIED[kind] / copied.median("copy"),
-        str(device), precision, timed.runtime,
+        str(device), precision, timed.runtime, timed.busy or product.busy or copied.busy,
     )  # fmt: skip
 
 

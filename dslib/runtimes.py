@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +21,8 @@ PRECISIONS = {
     "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
 LIMITS = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest output; others: 1e-3
-_COMPILED = 64  # networks of one class that are kept compiled at a time
+_COMPILED = 256  # versions of one class that are kept compiled at a time
+_NO_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "alloc_failed", "bad allocation")
 
 
 Run = Callable[[], object]
@@ -72,7 +74,8 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
         return ready.run
     expected = expected.float().cpu()
     difference = float((ready.output.float().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    require(difference <= LIMITS.get(images.dtype, 1e-3), f"{runtime} computes something else for "
+    limit = LIMITS.get(images.dtype, 1e-2 if _is_tf32() else 1e-3)
+    require(difference <= limit, f"{runtime} computes something else for "
             f"{type(model).__name__}: it differs by {difference:.1e} of the largest output", DslibError)  # fmt: skip
     return ready.run
 
@@ -80,7 +83,7 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
 def describe(runtime: str, precision: str) -> str:
     """A runtime for a record: its version, memory format and precision."""
     package = RUNTIMES[runtime].package
-    version = "" if package == "torch" else f" {metadata.version(package)}"
+    version = "" if package == "torch" else f" {_version(package)}"
     return f"{runtime}{version}{RUNTIMES[runtime].layout}, {precision}"
 
 
@@ -97,9 +100,12 @@ def dtype_for(precision: str) -> torch.dtype:
 
 @contextmanager
 def use_precision(precision: str | None) -> Iterator[None]:
-    """Whether float32 on a GPU is float32, or its convolutions and products round their inputs to TF32."""
+    """Float32 on a GPU is float32, or for "tf32" rounds the inputs of convolutions and products to TF32.
+
+    CuDNN chooses its algorithms by trying them.
+    """
     rough, before = precision == "tf32", torch.get_float32_matmul_precision()
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=rough):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=rough):
         torch.set_float32_matmul_precision("high" if rough else "highest")
         try:
             yield
@@ -108,8 +114,27 @@ def use_precision(precision: str | None) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device's memory does not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error says that the device's memory does not suffice; every library has its own words for it."""
+    text = str(error).lower()
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in text for words in _NO_MEMORY)
+
+
+def forget_compiled() -> None:
+    """Let go of what `torch.compile` made so far: it keeps a number of versions of one class, then runs without."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # onnxruntime-gpu is imported as onnxruntime
+        return str(importlib.import_module(package).__version__)
+
+
+def _is_tf32() -> bool:
+    return torch.get_float32_matmul_precision() == "high"
 
 
 def _eager(model: nn.Module, images: Tensor) -> Ready:
@@ -126,18 +151,20 @@ def _nchw(model: nn.Module, images: Tensor) -> Ready:
 def _compile(model: nn.Module, images: Tensor) -> Ready:
     """TorchInductor; on a CPU with the weights as constants, which lets it choose their layout."""
     import torch._dynamo
+    import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _COMPILED)
     model = model.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
-    compiled = torch.compile(model, options={"freezing": True} if images.device.type == "cpu" else None)
+    compiled = torch.compile(model, dynamic=False)
 
     def run() -> Tensor:
         with torch.inference_mode(False), torch.no_grad():  # as it was compiled
             found: Tensor = compiled(images)
         return found
 
-    return Ready(run, run())
+    with torch._inductor.config.patch(freezing=images.device.type == "cpu"):
+        return Ready(run, run())
 
 
 def _cudagraph(model: nn.Module, images: Tensor) -> Ready:
@@ -154,16 +181,23 @@ def _cudagraph(model: nn.Module, images: Tensor) -> Ready:
     with torch.cuda.graph(graph):
         output = model(images)
     graph.replay()
-    return Ready(graph.replay, output)
+    kept = (model, images)  # the graph reads their memory, without owning it
+
+    def run(_: object = kept) -> None:
+        graph.replay()
+
+    return Ready(run, output)
 
 
 def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
     """Its threads sleep between runs: spinning ones would slow the network that is measured in turn."""
     import onnxruntime
 
-    device = images.device.type
+    device, number = images.device.type, images.device.index or 0
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device, device)
-    require(provider in onnxruntime.get_available_providers(), f"this onnxruntime does not run on {device}", BadConfig)
+    reason = f"this onnxruntime does not run on {device}" + (": install onnxruntime-gpu" if device == "cuda" else "")
+    require(provider in onnxruntime.get_available_providers(), reason, BadConfig)
+    settings = {"device_id": str(number), "use_tf32": str(int(_is_tf32()))} if device == "cuda" else {}
     require(images.dtype != torch.bfloat16, "onnxruntime has no bfloat16 convolutions", BadConfig)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -172,11 +206,12 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
-        session = onnxruntime.InferenceSession(path, options, [provider])
+        session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
+    require(provider in session.get_providers(), reason, BadConfig)  # it may fall back to the CPU
     binding, array = session.io_binding(), images.cpu().numpy()
-    place = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, images.device.index or 0)
+    place = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, number)
     binding.bind_ortvalue_input(session.get_inputs()[0].name, place)
-    binding.bind_output(session.get_outputs()[0].name, device)
+    binding.bind_output(session.get_outputs()[0].name, device, number)
     session.run_with_iobinding(binding)
     output = torch.from_numpy(binding.copy_outputs_to_cpu()[0])
     return Ready(lambda: session.run_with_iobinding(binding), output)
@@ -204,7 +239,9 @@ def _tensorrt(model: nn.Module, images: Tensor) -> Ready:
     import torch_tensorrt
 
     images = images.contiguous()
-    compiled = torch_tensorrt.compile(model, ir="dynamo", inputs=[images], enabled_precisions={images.dtype})
+    compiled = torch_tensorrt.compile(
+        model, ir="dynamo", inputs=[images], use_explicit_typing=True, disable_tf32=not _is_tf32()
+    )
     return Ready(lambda: compiled(images), compiled(images))
 
 

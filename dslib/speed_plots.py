@@ -36,6 +36,8 @@ def plot_roofline(peaks: Peaks, points: Mapping[tuple[str, str], tuple[float, fl
         axes.annotate(model, pair[-1], xytext=(6, -3), textcoords="offset points", fontsize=8)
     for kind, colour in COLOURS.items():
         some = [point for (_, of), point in points.items() if of == kind]
+        if not some:
+            continue
         axes.plot(*zip(*some, strict=True), "o", color=colour, label=kind, zorder=2)
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte moved at least", ylabel="GFLOP/s reached")
     axes.legend(frameon=False, loc="lower right")

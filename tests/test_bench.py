@@ -183,7 +183,7 @@ def test_rows_stand_once_they_are_measured(tmp_path):
     for i in (1, 2):
         rows.add({"i": i, "at": (i,)}, lambda i=i: measure(i), keep_errors=True)
     assert Record.load(path).values == {
-        "n": 3, "rows": [{"i": 1, "at": [1], "ms": 1}, {"i": 2, "at": [2], "error": "not today"}]
+        "n": 3, "rows": [{"i": 1, "at": [1], "ms": 1, "commit": "abc"}, {"i": 2, "at": [2], "error": "not today"}]
     }  # fmt: skip
     again = Rows(replace(blank, commit="def"), path)
     for i in (1, 2):
@@ -191,10 +191,11 @@ def test_rows_stand_once_they_are_measured(tmp_path):
     assert made == [1, 2, 2]
     assert [row["ms"] for row in Record.load(path).values["rows"]] == [1, 2]
     assert Record.load(path).commit == "abc, def"
+    assert [row["commit"] for row in Record.load(path).values["rows"]] == ["abc", "def"]
     with pytest.raises(DslibError, match="not today"):
         made[:] = [0]
         again.add({"i": 3}, lambda: measure(2))
-    for other in ({"config": {"sizes": (1, 3)}}, {"machine": {"device": "cuda"}}, {"name": "y"}):
+    for other in ({"config": {"sizes": (1, 3)}}, {"values": {"n": 4}}, {"machine": {"device": "cuda"}}, {"name": "y"}):
         with pytest.raises(BadConfig, match="other settings or of another machine"):
             Rows(replace(blank, **other), path)
 

@@ -31,8 +31,7 @@ def test_macs_agree_and_every_site_is_one_convolution(name):
     with torch.no_grad():
         logits = found.model.eval()(torch.randn(2, 3, 64, 64))
     assert logits.shape == (2, 1000)
-    assert logits.isfinite().all()
-    assert logits.std() > 1e-3
+    assert 1e-6 < logits.std() < 1e3  # no overflow in float16
 
 
 def test_residual_and_activation_are_the_blocks_own():

@@ -1,6 +1,5 @@
 """Costs: MACs against formulas and the paper; latency's order and units; folding BatchNorm; profiles."""
 
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 import dslib
+from dslib import profiling
 from dslib.devices import Others
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
 from dslib.measuring import Timing, halving, working_memory_mib
@@ -87,7 +87,7 @@ def test_a_busy_machine_is_noticed():
     even = np.full(20, 2.0)
     assert not Timing({"a": even, "b": even}, 4, "cpu", "eager", 0.0).busy
     assert not Timing({"a": even}, 4, "cpu", "eager").busy
-    assert Timing({"a": even}, 4, "cpu", "eager", 0.2 * os.cpu_count()).busy
+    assert Timing({"a": even}, 4, "cpu", "eager", 0.2 * torch.get_num_threads()).busy
     shaken = Timing({"a": even, "b": np.where(np.arange(20) < 3, 3.0, 2.0)}, 4, "cpu", "eager", 0.0)
     assert shaken.frame["outliers"].to_dict() == {"a": 0.0, "b": 0.15}
     assert shaken.busy
@@ -129,6 +129,20 @@ def test_a_profile_predicts_and_round_trips(tiny, tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(BadRecord, match="is not a cost table"):
         dslib.CostTable.load(tmp_path / "other.json")
+
+
+def test_a_profile_is_of_one_batch_size(tiny, monkeypatch):
+    """Where a part does not fit, all is measured again at the size that fits."""
+    plain, sizes = profiling.measure, []
+
+    def tight(models, images, *rest, **more):
+        sizes.append(len(images))
+        return plain(models, images[:2], *rest, **more)
+
+    monkeypatch.setattr(profiling, "measure", tight)
+    table = dslib.profile(tiny, dslib.find_sites(tiny, 32), batch_size=8, rounds=1)
+    assert table.batch_size == 2
+    assert sizes == [8, 2, 2, 2, 2]
 
 
 def test_sites_that_are_slower_merged_are_not_worth_merging():

@@ -304,6 +304,8 @@ def test_a_records_command_repeats_the_run():
     config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
                        finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64, augment=False))  # fmt: skip
     words = dslib.running._command(config)
-    assert words == ("dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 "
-                     "--model-option width_mult=0.5 --finetune-epochs 3 --no-finetune-augment --out runs/x")  # fmt: skip
+    assert words == (
+        "dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 --model-option width_mult=0.5 "
+        "--finetune-epochs 3 --no-finetune-augment --out runs/x"
+    )
     assert json.dumps(dataclasses.asdict(config))

@@ -57,6 +57,20 @@ def test_precision(runtime, precision):
     assert all(kinds == (wanted, wanted) for kinds in seen) or runtime == "openvino"
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("runtime", ["eager", "nchw", "compile", "cudagraph"])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+def test_on_a_gpu(runtime, precision):
+    models = {name: nn.Sequential(small(), nn.BatchNorm2d(4)).eval() for name in ("one", "two")}
+    timing = dslib.measure(models, IMAGES.cuda(), 3, runtime=runtime, precision=precision)
+    assert timing.median("one") > 0
+    with use_precision(precision), torch.inference_mode():
+        images = IMAGES.cuda().to(runtimes.dtype_for(precision))
+        ready = [runtimes.RUNTIMES[runtime].make(net.cuda().to(images.dtype), images) for net in models.values()]
+        ready[0].run()  # after the second was made
+        assert ready[0].output.isfinite().all()
+
+
 def test_tf32_is_off_unless_asked_for():
     with use_precision(None):
         assert torch.get_float32_matmul_precision() == "highest"
@@ -80,8 +94,21 @@ def test_a_runtime_that_cannot_is_refused():
             prepare(model, given, runtime)
     with pytest.raises(BadConfig, match="precision: expected one of float32, tf32, bfloat16, float16, found 'int8'"):
         dslib.measure({"x": model}, IMAGES, precision="int8")
+    with pytest.raises(BadConfig, match="precision tf32 is for GPUs"):
+        dslib.measure({"x": model}, IMAGES, precision="tf32")
     with pytest.raises(DslibError, match=r"eager cannot run Tiny on images of shape \(1, 5, 8, 8\)"):
         dslib.measure({"x": Tiny()}, torch.randn(1, 5, 8, 8), folded=False)
+    with pytest.raises(DslibError, match=r"Tiny does not run on images of shape \(1, 5, 8, 8\)"):
+        dslib.measure({"x": Tiny()}, torch.randn(1, 5, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory"]
+)
+def test_every_library_says_in_its_own_words_that_memory_is_out(text):
+    assert runtimes.is_out_of_memory(RuntimeError(text))
+    assert runtimes.is_out_of_memory(MemoryError())
+    assert not runtimes.is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_missing_package_is_one_line(monkeypatch):

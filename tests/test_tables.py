@@ -12,7 +12,7 @@ import dslib
 from dslib.bench import masks, predict, table1, tables, waterfall
 from dslib.bench.masks import MASKS, masked, paper_mflops
 from dslib.bench.tables import Case, cases, side_by_side
-from dslib.errors import BadConfig
+from dslib.errors import BadConfig, BadRecord
 from dslib.models import Loaded
 from dslib.records import Record
 from dslib.roofline import Peaks
@@ -114,13 +114,28 @@ def test_table1_goes_on_where_it_stopped(small, tmp_path):
         table1.record_table1(*given[:6], 4, *given[7:])
 
 
+def test_a_network_without_a_dense_counterpart_does_not_end_the_table(monkeypatch):
+    monkeypatch.setattr(tables, "find_peaks", lambda *_: PEAKS)
+    told = []
+    record = table1.record_table1(("vgg11_bn", "no_such_net"), "cpu", 64, (1,), ("eager",), (), 1, None, told.append)
+    errors = {row["sizes"]: row["error"] for row in record.values["rows"] if "sizes" in row}
+    assert errors["vgg11_bn"].startswith("no site")
+    assert "no_such_net" in errors["no_such_net"]
+    assert len(told) == 2
+
+
+def test_only_tables_are_put_side_by_side():
+    with pytest.raises(BadRecord, match="expected records of table1 or masks, found one of run"):
+        side_by_side([Record("run", "dslib run", {}, {}, {})])
+
+
 def test_masks_in_one_run(monkeypatch, small):
     monkeypatch.setattr(masks, "paper_networks", lambda *_: {"original": small, "A": small})
     record = masks.record_masks("cpu", 32, (2,), ("eager",), ("float32",), 3, None, lambda _: None)
     row = record.values["rows"][-1]
     assert set(row["networks"]) == {"original", "A"}
     frame = side_by_side([record, record])
-    assert frame.shape == (2, 4)
+    assert frame.shape == (2, 2 * len(tables.SHOWN))
     assert (frame.index.get_level_values("network") == ["original", "A"]).all()
 
 

@@ -86,7 +86,7 @@ def record_masks(
         echo: is told each row.
     """
     where = pick_device(device)
-    config = {"device": where.type, "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
+    config = {"device": str(where), "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
               "precision": precision, "rounds": rounds}  # fmt: skip
     command = f"dslib bench masks {as_words(config)}"
     rows = Rows(Record("masks", command, config, {}, this_machine(where), commit()), out)

@@ -26,13 +26,14 @@ def record_prediction(
 ) -> Record:  # fmt: skip
     """Profile a network, then measure it with random masks, each in turns with the original.
 
-    The predicted latency of a mask is compared with the original's times the measured ratio, so that a slow spell
-    of the machine between profile and measurement does not count.
+    The predicted latency of a mask is compared with the profile's latency of the original times the measured ratio
+    (`measured_ms`), so that a slow spell of the machine between profile and measurement does not count; the medians
+    as they came are in the rows too.
 
     Args:
         model: name, as for `load_model`; random weights.
         image_size: side in pixels.
-        batch_size: images a batch.
+        batch_size: images a batch; halved until the memory suffices.
         runtime: as for `measure`.
         device: to measure.
         masks: how many; each site is removed with a probability that is drawn for the mask.
@@ -45,22 +46,26 @@ def record_prediction(
     sites = find_sites(network, image_size)
     cost = profile(network, sites, batch_size, rounds=rounds, runtime=runtime)
     where = next(network.parameters()).device
-    images = torch.randn(batch_size, in_channels(network), image_size, image_size, device=where)
+    images = torch.randn(cost.batch_size, in_channels(network), image_size, image_size, device=where)
     generator, rows = random.Random(seed), list[dict[str, Any]]()
     while len(rows) < masks:
         share = generator.random()
         removed = [name for name in sites.mergeable if generator.random() < share]
+        if not removed:
+            continue
         mask = sites.mask([name for name in sites.names if name not in removed])
         small = merge(shrink(network, mask, image_size=image_size), only=cost.worth_merging(mask))
         timing = measure({"original": network, "small": small}, images, rounds, runtime=runtime)
         measured = cost.total * timing.median("small") / timing.median("original")
         predicted = cost.predict(mask)
-        rows.append({"removed": removed, "predicted_ms": predicted, "measured_ms": measured, "busy": timing.busy,
-                     "error": predicted / measured - 1})  # fmt: skip
+        rows.append({
+            "removed": removed, "predicted_ms": predicted, "measured_ms": measured, "error": predicted / measured - 1,
+            "median_ms": timing.median("small"), "original_median_ms": timing.median("original"), "busy": timing.busy,
+        })  # fmt: skip
     errors = np.abs([row["error"] for row in rows])
     values = {
         "total_ms": cost.total, "rows": rows, "median_error": float(np.median(errors)), "largest_error": errors.max(),
-        "runtime": cost.runtime,
+        "runtime": cost.runtime, "measured_batch_size": cost.batch_size,
     }  # fmt: skip
     settings = {"model": model, "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
                 "device": where.type, "masks": masks, "rounds": rounds, "seed": seed}  # fmt: skip

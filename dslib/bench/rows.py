@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadConfig, DslibError, require
+from ..errors import BadConfig, first_line, require
 from ..records import Record
 
 
@@ -24,10 +24,12 @@ class Rows:
 
     def __init__(self, record: Record, out: Path | None) -> None:
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
+        self._commit = record.commit
         if out is None or not out.exists():
             return
         before = Record.load(out)
         same = all(_as_read(getattr(record, part)) == getattr(before, part) for part in ("name", "config", "machine"))
+        same &= _as_read({**record.values, "rows": []}) == {**before.values, "rows": []}
         require(same, f"{out} is a record of other settings or of another machine: give another file", BadConfig)
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
         self.record = replace(before, commit=", ".join(commits))
@@ -47,11 +49,11 @@ class Rows:
                 return row
         rows[:] = [row for row in rows if not row.items() >= key.items()]
         try:
-            row = {**key, **make()}
-        except DslibError as error:
+            row = {**key, **make(), "commit": self._commit}
+        except Exception as error:  # a table's other rows are still wanted
             if not keep_errors:
                 raise
-            row = {**key, "error": str(error)}
+            row = {**key, "error": first_line(error)}
         rows.append(row)
         if self._out is not None:
             self.record.save(self._out)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocks import in_channels
+from ..errors import BadRecord, require
 from ..measuring import count_macs, count_parameters, measure, working_memory_mib
 from ..records import Record
 from ..roofline import Peaks, find_peaks, utilisation
+from ..runtimes import dtype_for
 from .rows import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SHOWN = ("images_per_s", "speedup", "speedup_q25", "speedup_q75")
 
 
 class Case(NamedTuple):
@@ -57,7 +63,7 @@ def add_peaks(rows: Rows, device: torch.device, precisions: Iterable[str]) -> di
     for precision in dict.fromkeys(precisions):
         row = rows.add({"peaks": precision}, partial(_peaks, device, precision), keep_errors=True)
         if "error" not in row:
-            found[precision] = Peaks(**{key: value for key, value in row.items() if key != "peaks"})
+            found[precision] = Peaks(**{field.name: row[field.name] for field in fields(Peaks)})
     return found
 
 
@@ -99,7 +105,8 @@ def add_case(
         if case.precision in peaks:
             found = found.join(utilisation(networks, shape, timing, peaks[case.precision]))
         if case.runtime == "eager":
-            found["working_memory_mib"] = [working_memory_mib(placed[name], images) for name in networks]
+            part = images[: timing.batch_size].to(dtype_for(case.precision))
+            found["working_memory_mib"] = [working_memory_mib(network, part) for network in placed.values()]
         return {
             "networks": found.T.to_dict(), "measured_batch_size": timing.batch_size, "as_run": timing.runtime,
             "busy": timing.busy, "others": timing.others,
@@ -115,7 +122,22 @@ def say(row: Mapping[str, Any]) -> str:
         return f"{case}: {row['error']}"
     found = ", ".join(f"{name} {values['images_per_s']:.0f}/s ({values['speedup']:.2f} x)"
                       for name, values in row["networks"].items())  # fmt: skip
-    return f"{case}: {found}{' (the machine was busy)' if row['busy'] else ''}"
+    halved = f" (batch {row['measured_batch_size']}: more did not fit)" * (
+        row["measured_batch_size"] != row["batch_size"]
+    )
+    return f"{case}{halved}: {found}{' (the machine was busy)' if row['busy'] else ''}"
+
+
+@torch.no_grad()
+def settle_batchnorm(model: nn.Module, image_size: int) -> None:
+    """Give random weights statistics to go with them, in place: unnormalised maps of deep networks overflow float16."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over all batches
+    model.train()
+    model(torch.randn(8, in_channels(model), image_size, image_size, generator=torch.Generator().manual_seed(0)))
+    model.eval()
 
 
 def machine_name(record: Record) -> str:
@@ -130,16 +152,18 @@ def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
 
     parts = []
     for record in records:
+        known = record.name in ("table1", "masks")
+        require(known, f"expected records of table1 or masks, found one of {record.name}", BadRecord)
         lines = [
             {
                 **{key: row[key] for key in ("model", "runtime", "precision", "batch_size")}, "network": name,
-                "images_per_s": values["images_per_s"], "speedup": values["speedup"],
+                **{key: values[key] for key in SHOWN},
             }
             for row in record.values["rows"] if "networks" in row and "runtime" in row
             for name, values in row["networks"].items()
         ]  # fmt: skip
         index = ["model", "network", "runtime", "precision", "batch_size"]
-        part = pd.DataFrame(lines, columns=[*index, "images_per_s", "speedup"]).set_index(index)
+        part = pd.DataFrame(lines, columns=[*index, *SHOWN]).set_index(index)
         part.columns = pd.MultiIndex.from_product([[machine_name(record)], part.columns])
         parts.append(part)
     return pd.concat(parts, axis=1, sort=False)

@@ -16,6 +16,7 @@ from ..models import load_model
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .table1 import MODELS
+from .tables import settle_batchnorm
 
 
 class Step(NamedTuple):
@@ -65,8 +66,9 @@ def record_waterfall(
     require(not allocator_is_tuned() or where.type != "cpu", "the allocator of this process is tuned already: begin a "
             "new one, or use the command line")  # fmt: skip
     known, options = MODELS.get(model, (model, {}))
-    original = load_model(known, options=options).model.to(where)
-    original.eval()
+    original = load_model(known, options=options).model
+    settle_batchnorm(original, image_size)
+    original = original.to(where)
     networks = {"original": original, "dense": dense(original, find_sites(original, image_size)).model}
     images = torch.randn(batch_size, in_channels(original), image_size, image_size, device=where)
 
@@ -74,8 +76,11 @@ def record_waterfall(
         timing = measure(networks, images, rounds, runtime=step.runtime, precision=step.precision, folded=step.folded,
                          tuned=step.tuned)  # fmt: skip
         ratio, low, high = timing.speedup("dense", over="original")
-        return {"networks": timing.frame.T.to_dict(), "speedup": ratio, "speedup_q25": low, "speedup_q75": high,
-                "as_run": timing.runtime, "busy": timing.busy, "others": timing.others}  # fmt: skip
+        return {
+            "networks": timing.frame.T.to_dict(), "speedup": ratio, "speedup_q25": low, "speedup_q75": high,
+            "as_run": timing.runtime, "measured_batch_size": timing.batch_size, "busy": timing.busy,
+            "others": timing.others,
+        }  # fmt: skip
 
     rows = []
     for step in STEPS:
@@ -88,7 +93,7 @@ def record_waterfall(
             row = {**step._asdict(), "error": str(error)}
             echo(f"{step.name}: {error}")
         rows.append(row)
-    config = {"model": model, "device": where.type, "image_size": image_size, "batch_size": batch_size,
+    config = {"model": model, "device": str(where), "image_size": image_size, "batch_size": batch_size,
               "rounds": rounds}  # fmt: skip
     command = f"dslib bench waterfall {as_words(config)}"
     return Record("waterfall", command, config, {"rows": rows}, this_machine(where), commit())
