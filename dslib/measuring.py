@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .devices import Others, tune_allocator
 from .errors import DslibError, first_line, require
@@ -190,17 +193,41 @@ def working_memory_mib(model: nn.Module, images: Tensor) -> float:
     BatchNorm folded. On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
     """
     ready = prepare(fold_batchnorm(model, images), images)
-    with torch.inference_mode():
+    with torch.no_grad():
         if images.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(images.device)
             before = torch.cuda.memory_allocated(images.device)
             ready()
             return (torch.cuda.max_memory_allocated(images.device) - before) / 2**20
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        with _Held() as held:
             ready()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    steps = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return float(max(np.cumsum(steps), default=0)) / 2**20
+    return held.most / 2**20
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.most = 0, 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._known.add(leaf.untyped_storage())  # weights, images, and what was counted already
+        found = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(found):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._known:
+                storage = leaf.untyped_storage()
+                self._known.add(storage)
+                self._add(storage.nbytes())
+                weakref.finalize(storage, self._add, -storage.nbytes())
+        return found
+
+    def _add(self, size: int) -> None:
+        self.now += size
+        self.most = max(self.most, self.now)
 
 
 def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
