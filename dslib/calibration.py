@@ -112,16 +112,16 @@ def calibrate(
         NotMergeable, MaskMismatch: as `shrink`; also if a weight is NaN or infinite, naming it.
         DslibError: naming the block, if what it computes is too large to be squared.
     """
-    config = config or Calibrate()
+    settings = config or Calibrate()
     check_values([model], type(model).__name__)
     batches = _batches(images, model)
     tune_allocator()
-    settings, count = config, len(images)
+    count = len(images)
 
     def calibrated(size: int) -> Calibrated:
         return _calibrated(model, mask, batches, count, replace(settings, batch_size=size), progress)
 
-    return halving(calibrated, config.batch_size)
+    return halving(calibrated, settings.batch_size)
 
 
 def _calibrated(

@@ -9,7 +9,7 @@ import click
 import torch
 
 from .calibration import Calibrate
-from .cli_options import network_options, parse_options, settings
+from .cli_options import device_option, network_options, parse_options, settings
 from .errors import BadConfig, require
 from .runtimes import RUNTIMES, prepare
 
@@ -32,7 +32,7 @@ from .runtimes import RUNTIMES, prepare
 @click.option("--ranking", type=Path, help="A ranking or search made before; written here if it does not exist.")
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+@device_option
 @settings(Calibrate)
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def calibrate_command(

@@ -5,14 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import BadConfig
+from .runtimes import RUNTIMES
+
+if TYPE_CHECKING:
+    from .records import Record
 
 Command = Callable[..., Any]
 TYPES = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str, "bool": bool}
+
+
+def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Decorator: several options, listed in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def settings(
@@ -36,36 +52,35 @@ def settings(
     return decorate
 
 
+def weights_option(default: str) -> Callable[[Command], Command]:
+    """Decorator: which weights."""
+    return click.option("--weights", default=default, show_default=True, help="none, default, or a weights file.")
+
+
+model_options = click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For its function.")
+
+
 def network_options(weights: str = "none") -> Callable[[Command], Command]:
     """Decorator: which network; `weights` is the default of --weights."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed([
-            click.option("--model", required=True, help="torchvision or timm name, or package.module:function."),
-            click.option("--weights", default=weights, show_default=True, help="none, default, or a weights file."),
-            click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For its function."),
-        ]):  # fmt: skip
-            command = option(command)
-        return command
-
-    return decorate
+    return all_of(
+        click.option("--model", required=True, help="torchvision or timm name, or package.module:function."),
+        weights_option(weights),
+        model_options,
+    )
 
 
-def data_options(command: Command) -> Command:
-    """Decorator: which data."""
-    for option in reversed([
-        click.option("--data", required=True, help="digits, imagenette, cifar10, imagenet, a folder, or a .npz file."),
-        click.option("--image-size", type=int, help="Side in pixels."),
-        click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps."),
-    ]):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def image_size_option(command: Command) -> Command:
-    """Decorator: the image size, where no data says it."""
-    return click.option("--image-size", default=224, show_default=True, help="Side in pixels.")(command)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
+# where no data says it
+image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
+out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")
+resumed_option = click.option("--out", type=Path, help="Record (JSON) to keep each row in; begun again, it goes on.")
+data_options = all_of(
+    click.option("--data", required=True, help="digits, imagenette, cifar10, imagenet, a folder, or a .npz file."),
+    click.option("--image-size", type=int, help="Side in pixels."),
+    click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping."),
+    device_option,
+)
 
 
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
@@ -81,6 +96,12 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed[name] = value
     return parsed
+
+
+def write_record(record: Record, out: Path | None) -> None:
+    """Write a benchmark's record, if a file was given, and say so."""
+    if out is not None:
+        click.echo(f"written: {record.save(out)}")
 
 
 def _argument_texts(config: type) -> dict[str, str]:

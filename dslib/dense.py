@@ -25,7 +25,7 @@ from .tracing import trace
 
 TOLERANCE = 0.01
 MULTIPLES = (8, 4, 2, 1)  # that widths are rounded to: the first with which the MACs agree
-WIDEST = 16.0
+WIDEST, FINEST = 16.0, 1e-4  # factors on widths that are tried
 
 
 class Dense(NamedTuple):
@@ -96,7 +96,7 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
     best: tuple[float, float, int] | None = None
     for multiple in MULTIPLES:
         low, high = 0.0, WIDEST
-        for _ in range(24):
+        while high - low > FINEST:
             width = (low + high) / 2
             macs = scaled(ghost, width, multiple)[1]
             low, high = (width, high) if macs < wanted else (low, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import sys
 import time
@@ -16,7 +17,6 @@ from .records import machine
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's mallopt parameters
 _KEEP_BYTES = 1 << 30
 SHORT = 0.5  # seconds; the system counts in hundredths
-_tuned: list[bool] = []  # anything, once it was done
 
 
 def accelerator() -> torch.device:
@@ -40,6 +40,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@functools.cache
 def tune_allocator() -> str:
     """Keep glibc from giving large activations back to the system after every layer; returns the setting.
 
@@ -47,7 +48,6 @@ def tune_allocator() -> str:
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return "system default"
-    _tuned.append(True)
     libc = ctypes.CDLL(None)
     done = libc.mallopt(_MMAP_THRESHOLD, _KEEP_BYTES) and libc.mallopt(_TRIM_THRESHOLD, _KEEP_BYTES)
     return f"glibc, mmap and trim thresholds {_KEEP_BYTES}" if done else "glibc default"
@@ -55,7 +55,7 @@ def tune_allocator() -> str:
 
 def allocator_is_tuned() -> bool:
     """Whether `tune_allocator` was called in this process: it cannot be taken back."""
-    return bool(_tuned)
+    return tune_allocator.cache_info().currsize > 0
 
 
 def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:

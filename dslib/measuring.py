@@ -133,7 +133,8 @@ def measure(
 
     def timed(size: int) -> Timing:
         ms: dict[str, list[float]] = {name: [] for name in models}
-        forget_compiled()
+        if runtime == "compile":
+            forget_compiled()
         with use_precision(precision), _current(device):
             parts = {name: batch[:size].to(dtype=dtype) for name, batch in batches.items()}
             ready = {name: prepare(model, parts[name], runtime) for name, model in models.items()}

@@ -17,7 +17,7 @@ from .graphs import dtype_of
 from .masks import Mask
 from .measuring import measure
 from .merging import merge_blocks, shrunk_blocks
-from .records import Record, commit, read_json
+from .records import Record, commit
 from .shrinking import shrink
 from .sites import Sites
 
@@ -85,7 +85,7 @@ class CostTable:
 
     def save(self, path: Path | str) -> Path:
         """Write it as a record."""
-        given = f"--image-size {self.image_size} --batch-size {self.batch_size}"
+        given = f"--model MODEL --image-size {self.image_size} --batch-size {self.batch_size}"
         record = Record("profile", f"dslib profile {given}", {}, asdict(self), this_machine(self.device), commit())
         return record.save(path)
 
@@ -96,9 +96,10 @@ class CostTable:
         Raises:
             BadRecord: if the file is something else.
         """
-        found = read_json(path)
+        found = Record.load(path)
+        require(found.name == "profile", f"{path} is no cost table but a record of {found.name}", BadRecord)
         try:
-            return cls(**found.get("values", found))  # runs of before wrote the values alone
+            return cls(**found.values)
         except TypeError as error:
             raise BadRecord(f"{path} is not a cost table: {error}") from error
 

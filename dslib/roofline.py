@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # channels and side of maps whose 3 x 3 convolutions are tried for the peak
 CONVOLUTIONS = ((64, 56), (128, 28), (256, 28), (256, 14), (512, 14))
 MATMUL = {"cpu": 2048, "cuda": 8192}
-COPIED = {"cpu": 2**26, "cuda": 2**29}  # bytes; far more than a cache holds
+COPIED = {"cpu": 2**28, "cuda": 2**29}  # bytes; far more than a cache holds
 
 
 @dataclass(frozen=True)
@@ -76,29 +76,29 @@ def find_peaks(
     batch = batch_size or (8 if kind == "cpu" else 128)
     dtype, side = dtype_for(precision), MATMUL[kind]
 
-    def best(layers: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Timing:
+    def timed(layers: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Timing:
         placed = {name: layer.to(device, dtype) for name, layer in layers.items()}
         return measure(placed, images, rounds, precision=precision)
 
     convolutions: dict[str, nn.Module] = {str(i): nn.Conv2d(c, c, 3, padding=1, bias=False)
                                           for i, (c, _) in enumerate(CONVOLUTIONS)}  # fmt: skip
     maps = {str(i): torch.randn(batch, c, s, s, device=device) for i, (c, s) in enumerate(CONVOLUTIONS)}
-    timed = best(convolutions, maps)
-    batch = timed.batch_size
+    convolved = timed(convolutions, maps)
+    batch = convolved.batch_size
     rates = [
         2e-6
         * batch
         * count_macs(convolutions[i], (maps[i].shape[1], maps[i].shape[2], maps[i].shape[3]))
-        / timed.median(i)
+        / convolved.median(i)
         for i in maps
     ]
     matrix = torch.randn(1, 1, side, side, device=device)
-    product = best({"matmul": nn.Linear(side, side, bias=False)}, {"matmul": matrix})
+    product = timed({"matmul": nn.Linear(side, side, bias=False)}, {"matmul": matrix})
     many = torch.zeros(1, 1, 1, COPIED[kind] // dtype.itemsize, device=device, dtype=dtype)
-    copied = best({"copy": _Copy(many)}, {"copy": many})
+    copied = timed({"copy": _Copy(many)}, {"copy": many})
     return Peaks(
         max(rates), 2e-6 * side**3 / product.median("matmul"), 2e-6 * COPIED[kind] / copied.median("copy"),
-        str(device), precision, timed.runtime, timed.busy or product.busy or copied.busy,
+        str(device), precision, convolved.runtime, convolved.busy or product.busy or copied.busy,
     )  # fmt: skip
 
 

@@ -1,12 +1,28 @@
-"""Tiny random networks and data; BatchNorm is randomised everywhere, or fold errors would hide."""
+"""What tests share: tiny random networks (BatchNorm randomised, or fold errors would hide), data, the command line."""
 
+import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import dslib
+from dslib.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = Path(sys.executable).with_name("dslib")
+MODEL = ("--model", "conftest:Tiny", "--weights", "none")
+SHORT = (
+    "--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2",
+    "--rounds", "3", "--batch-size", "4",
+    "--device", "cpu",
+)  # fmt: skip
 
 
 def randomise_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -114,6 +130,60 @@ def digits() -> dslib.datasets.Data:
     """192 + 96 of the embedded digits at 16 px."""
     data = dslib.load_data("digits", 16)
     return replace(data, train=data.train.first(192), val=data.val.first(96))
+
+
+def start(*words, cwd, **popen) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "2"}
+    return subprocess.Popen([SCRIPT, *map(str, words)], cwd=cwd, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)  # fmt: skip
+
+
+def call(*words, cwd) -> tuple[int, str, str]:
+    process = start(*words, cwd=cwd)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def one_line(err: str) -> str:
+    lines = [line for line in err.splitlines() if line.startswith("dslib: ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in tmp_path; gives the one line that it is refused with."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*words) -> str:
+        monkeypatch.setattr(sys, "argv", ["dslib", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        return one_line(capsys.readouterr().err)
+
+    return run
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Sixteen-pixel images of two classes that are easy to tell apart."""
+    generator = np.random.default_rng(0)
+    y = np.arange(160) % 2
+    x = (generator.integers(0, 120, (160, 16, 16, 3)) + 120 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "easy.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
+    return tmp_path / "easy.npz"
+
+
+def module(path: str):
+    """A fresh copy of a module that no package holds; the path is the project's."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 @pytest.fixture(autouse=True)

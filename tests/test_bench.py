@@ -13,8 +13,9 @@ from dslib.bench.exact import record_exact
 from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
 from dslib.bench.frontier import record_frontier
 from dslib.bench.fuzz import LIMIT32, LIMIT64, fuzz_merge
+from dslib.bench.memory import record_memory
 from dslib.datasets import find_file
-from dslib.errors import BadConfig
+from dslib.errors import BadConfig, BadModel
 from dslib.models import Loaded
 from dslib.records import Record
 
@@ -97,13 +98,25 @@ def test_a_frontier_without_labels(monkeypatch, digits):
     model = Loaded(randomise_batchnorm(Tiny()), True)
     monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
     monkeypatch.setattr(frontier, "load_model", lambda *_: model)
-    values = record_frontier("tiny", "digits", count=64, rank_count=32, random_masks=1).values
+    record = record_frontier("tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2})
+    assert record.command.endswith("--weights default --model-option width=2")
+    values = record.values
     assert [row["k"] for row in values["frontier"]] == [3, 2, 1, 0]
     assert [len(row["removed"]) for row in values["frontier"]] == [0, 1, 2, 3]
     assert values["frontier"][0]["agreement"] == 1.0
     assert all(0 <= row["agreement"] <= 1 and row["seconds"] > 0 for row in values["frontier"][1:])
     assert [row["k"] for row in values["random"]] == [1]
     assert values["val_images"] == 96
+    monkeypatch.setattr(frontier, "load_model", lambda *_: model._replace(trained=False))
+    with pytest.raises(BadModel, match="with weights 'none' is not trained for digits"):
+        record_frontier("tiny", "digits", weights="none")
+
+
+def test_memory_of_a_calibration():
+    row = record_memory(("mobilenet_v2",), 32, 64, 2).values["networks"]["mobilenet_v2"]
+    assert row["removed"] == ["features.16", "features.17"]
+    assert row["images_gib"] == 64 * 3 * 32 * 32 * 4 / 2**30
+    assert 0 < row["peak_memory_before_gib"] <= row["peak_memory_gib"] < 4
 
 
 def test_ingredients_of_calibration(monkeypatch, digits):

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from collections import namedtuple
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +12,11 @@ import torch
 from torch import nn
 
 import dslib
-from dslib import profiling
+from dslib import devices, profiling
 from dslib.devices import Others
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
 from dslib.measuring import Timing, halving, working_memory_mib
+from dslib.records import Record
 
 
 def test_macs_and_parameters_of_one_convolution():
@@ -100,6 +104,17 @@ def test_other_programs_are_counted():
     assert clock.cores() > 0.3
 
 
+def test_other_programs_are_what_is_neither_idle_nor_this_one(monkeypatch):
+    whole = namedtuple("whole", "user system idle iowait guest guest_nice")
+    own = namedtuple("own", "user system")
+    read = [whole(10, 5, 100, 1, 2, 0), own(3, 1), whole(16, 6, 110, 2, 3, 0), own(5, 2)]
+    monkeypatch.setattr("psutil.cpu_times", lambda: read.pop(0))
+    monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(cpu_times=lambda: read.pop(0)))
+    seconds = iter([100.0, 102.0])
+    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    assert devices.Others().cores() == 2  # 6 + 1 s more (the guest's are in user's), 2 + 1 our own: 4 in 2 s
+
+
 def test_working_memory_is_what_is_held_at_once():
     images = torch.zeros(1, 1, 512, 512)  # 1 MiB
     model = nn.Sequential(*[nn.ReLU() for _ in range(4)])
@@ -127,8 +142,13 @@ def test_a_profile_predicts_and_round_trips(tiny, tmp_path):
     with pytest.raises(MaskMismatch, match="no measured cost for \\['x'\\]"):
         table.predict(dslib.Mask({"x": False}))
     (tmp_path / "other.json").write_text('{"a": 1}')
-    with pytest.raises(BadRecord, match="is not a cost table"):
+    with pytest.raises(BadRecord, match="is not a result record"):
         dslib.CostTable.load(tmp_path / "other.json")
+    other = Record("run", "dslib run", {}, {}, {})
+    with pytest.raises(BadRecord, match="no cost table but a record of run"):
+        dslib.CostTable.load(other.save(tmp_path / "run.json"))
+    with pytest.raises(BadRecord, match="is not a cost table"):
+        dslib.CostTable.load(replace(other, name="profile").save(tmp_path / "run.json"))
 
 
 def test_a_profile_is_of_one_batch_size(tiny, monkeypatch):

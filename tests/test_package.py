@@ -61,6 +61,8 @@ LAYERS = [
     "widgets",
     "bench",
     "cli_options",
+    "cli_run",
+    "cli_bench_calibration",
     "cli_bench",
     "cli_calibrate",
     "cli",

@@ -35,6 +35,14 @@ def test_runtimes_run_the_network_that_they_were_given(runtime):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_pytorch_is_not_compared_with_itself():
+    seen = []
+    model = small()
+    model.register_forward_hook(lambda *_: seen.append(1))
+    prepare(model, IMAGES, "eager")
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     ("runtime", "precision"), [("eager", "bfloat16"), ("eager", "float16"), ("openvino", "bfloat16")]
 )

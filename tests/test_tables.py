@@ -1,6 +1,7 @@
 """Tables of measurements: the paper's networks, and records of the benchmarks that fill the tables."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 import dslib
 from dslib.bench import masks, predict, table1, tables, waterfall
 from dslib.bench.masks import MASKS, masked, paper_mflops
-from dslib.bench.tables import Case, cases, side_by_side
+from dslib.bench.rows import Rows
+from dslib.bench.tables import Case, Measured, cases, side_by_side
 from dslib.errors import BadConfig, BadRecord
 from dslib.models import Loaded
 from dslib.records import Record
@@ -45,12 +47,12 @@ def small(monkeypatch):
 def test_the_papers_masks_have_the_published_mflops(mobilenet_140, letter):
     """Within 1 M. The t=1 block is never merged in the paper, also where its activation is removed."""
     wanted = next(float(row["mflops"]) for row in published("pruning.csv") if row["model"] == f"MBV2-1.4-DS-{letter}")
-    merged = masked(mobilenet_140, letter)
+    found = dslib.find_sites(mobilenet_140, 224)
+    merged = masked(mobilenet_140, found, letter)
     assert abs(paper_mflops(merged) - wanted) <= 1
     kept, stem = MASKS[letter]
     assert isinstance(merged.features[0][2], nn.ReLU6) == stem
-    sites = dslib.find_sites(mobilenet_140, 224).names
-    convolutions = [sum(isinstance(m, nn.Conv2d) for m in merged.get_submodule(name).modules()) for name in sites]
+    convolutions = [sum(isinstance(m, nn.Conv2d) for m in merged.get_submodule(name).modules()) for name in found.names]
     assert convolutions == [2 if i == 0 else 3 if i in kept else 1 for i in range(17)]
 
 
@@ -86,8 +88,8 @@ def test_cases_of_a_device():
 
 def test_table1_goes_on_where_it_stopped(small, tmp_path):
     out, told = tmp_path / "x.json", []
-    given = (("tiny",), "cpu", 32, (2,), ("eager", "cudagraph"), ("float32",), 3, out, told.append)
-    record = table1.record_table1(*given)
+    measured = Measured("cpu", 32, (2,), ("eager", "cudagraph"), ("float32",), 3)
+    record = table1.record_table1(("tiny",), measured, out, told.append)
     row = next(r for r in record.values["rows"] if r.get("runtime") == "eager" and "model" in r)
     assert row["networks"]["original"]["speedup"] == 1
     values = row["networks"]["dense"]
@@ -106,22 +108,30 @@ def test_table1_goes_on_where_it_stopped(small, tmp_path):
     assert Record.load(out).values == record.values
     assert len(told) == 2
     assert "cudagraph runs on cuda" in told[1]
-    again = table1.record_table1(*given)
+    again = table1.record_table1(("tiny",), measured, out, told.append)
     assert [r for r in again.values["rows"] if "error" not in r] == [
         r for r in record.values["rows"] if "error" not in r
     ]
     with pytest.raises(BadConfig, match="other settings"):
-        table1.record_table1(*given[:6], 4, *given[7:])
+        table1.record_table1(("tiny",), replace(measured, rounds=4), out, told.append)
 
 
 def test_a_network_without_a_dense_counterpart_does_not_end_the_table(monkeypatch):
     monkeypatch.setattr(tables, "find_peaks", lambda *_: PEAKS)
     told = []
-    record = table1.record_table1(("vgg11_bn", "no_such_net"), "cpu", 64, (1,), ("eager",), (), 1, None, told.append)
+    measured = Measured("cpu", 64, (1,), ("eager",), (), 1)
+    record = table1.record_table1(("vgg11_bn", "no_such_net"), measured, None, told.append)
     errors = {row["sizes"]: row["error"] for row in record.values["rows"] if "sizes" in row}
     assert errors["vgg11_bn"].startswith("no site")
     assert "no_such_net" in errors["no_such_net"]
     assert len(told) == 2
+
+
+def test_a_row_that_fails_says_how(tmp_path):
+    rows = Rows(Record("table1", "dslib bench table1", {}, {}, {}), None)
+    assert rows.add({"a": 1}, lambda: {}["width"], keep_errors=True)["error"] == "KeyError: 'width'"
+    with pytest.raises(KeyError):
+        rows.add({"a": 2}, lambda: {}["width"])
 
 
 def test_only_tables_are_put_side_by_side():
@@ -131,7 +141,7 @@ def test_only_tables_are_put_side_by_side():
 
 def test_masks_in_one_run(monkeypatch, small):
     monkeypatch.setattr(masks, "paper_networks", lambda *_: {"original": small, "A": small})
-    record = masks.record_masks("cpu", 32, (2,), ("eager",), ("float32",), 3, None, lambda _: None)
+    record = masks.record_masks(Measured("cpu", 32, (2,), ("eager",), ("float32",), 3), None, lambda _: None)
     row = record.values["rows"][-1]
     assert set(row["networks"]) == {"original", "A"}
     frame = side_by_side([record, record])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from ..calibration import Calibrate, Images, calibrate, logits_of
 from ..datasets import Data, load_data
 from ..devices import this_machine
-from ..errors import require
+from ..errors import BadModel, require
 from ..masks import Mask
 from ..models import load_model
 from ..planning import agreement, rank
@@ -22,21 +23,23 @@ from ..training import evaluate
 
 def record_frontier(
     model: str, data: str, image_size: int | None = None, count: int = 1024, rank_count: int = 512,
-    random_masks: int = 2, seed: int = 0,
+    random_masks: int = 2, seed: int = 0, weights: str = "default", options: Mapping[str, Any] | None = None,
 ) -> Record:  # fmt: skip
     """Rank the sites once, then calibrate for every k; accuracy is for the report only, nothing is chosen by it.
 
     Args:
-        model: name of a network with default weights for the data.
+        model: name of the network.
         data: a dataset; its training images are used without labels, its validation split gives the accuracies.
         image_size: side in pixels.
         count, rank_count: images for each calibration and for the ranking.
         random_masks: how many random masks to calibrate beside, for each third k.
         seed: of the choice of images, positions and random masks.
+        weights, options: as for `load_model`; the weights must be trained for the data.
     """
     require(min(count, rank_count) > 0, f"expected one or more images, found {count} and {rank_count}")
     loaded = load_data(data, image_size)
-    network = load_model(model, loaded.classes, "default").model
+    network, trained = load_model(model, loaded.classes, weights, options)
+    require(trained, f"{model} with weights {weights!r} is not trained for {data}: give weights that are", BadModel)
     network.eval()
     sites = find_sites(network, loaded.image_size)
     images, config = loaded.train.first(count, seed), Calibrate(seed=seed)
@@ -60,7 +63,8 @@ def record_frontier(
     }  # fmt: skip
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
-        "random_masks": random_masks, "seed": seed,
+        "random_masks": random_masks, "seed": seed, "weights": weights,
+        "model_option": tuple(f"{key}={value}" for key, value in (options or {}).items()),
     }  # fmt: skip
     return Record("frontier", f"dslib bench frontier {as_words(settings)}", settings, values, this_machine(), commit())
 

@@ -10,15 +10,13 @@ from torch import nn
 
 from ..blocks import in_channels
 from ..dense import dense
-from ..devices import pick_device, this_machine
 from ..measuring import count_macs
 from ..merging import merge
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record
 from ..shrinking import shrink
-from ..sites import find_sites
-from .rows import Rows
-from .tables import add_case, add_peaks, add_sizes, cases, say
+from ..sites import Sites, find_sites
+from .tables import Measured, Table
 
 # Fu et al. 2022: sites kept, and whether the stem keeps its activation
 MASKS = {
@@ -35,19 +33,19 @@ def paper_networks(image_size: int = 224) -> dict[str, nn.Module]:
     name, options = ORIGINAL
     original = load_model(name, options=options).model
     original.eval()
-    networks = {"original": original, **{letter: masked(original, letter, image_size) for letter in MASKS}}
+    sites = find_sites(original, image_size)
+    networks = {"original": original, **{letter: masked(original, sites, letter) for letter in MASKS}}
     for width in WIDTHS:
         networks[f"width {width}"] = load_model(name, options={"width_mult": width}).model
-    networks["dense"] = dense(original, find_sites(original, image_size)).model
+    networks["dense"] = dense(original, sites).model
     return networks
 
 
-def masked(original: nn.Module, letter: str, image_size: int = 224) -> nn.Module:
+def masked(original: nn.Module, sites: Sites, letter: str) -> nn.Module:
     """MobileNetV2 merged with one of the paper's masks; its first block is never merged, also where it is removed."""
     kept, stem_activation = MASKS[letter]
-    sites = find_sites(original, image_size)
     mask = sites.mask([name for i, name in enumerate(sites.names) if i in kept])
-    shrunk = shrink(original, mask, nn.ReLU6, image_size)
+    shrunk = shrink(original, mask, nn.ReLU6, sites.image_size)
     merged = merge(shrunk, only=[name for name in mask.removed if name != sites.names[0]])
     if not stem_activation:
         merged.set_submodule("features.0.2", nn.Identity())
@@ -72,28 +70,12 @@ def paper_mflops(model: nn.Module, image_size: int = 224) -> float:
 
 
 def record_masks(
-    device: str = "auto", image_size: int = 224, batch_size: tuple[int, ...] = (), runtime: tuple[str, ...] = (),
-    precision: tuple[str, ...] = (), rounds: int = 30, out: Path | None = None, echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
-    """All networks of `paper_networks` in turns, over runtimes, precisions and batch sizes.
-
-    Args:
-        device: to measure.
-        image_size: side in pixels.
-        batch_size, runtime, precision: all combinations; default what `tables.cases` says.
-        rounds: measurements of each.
-        out: the record's file; rows that stand there are not measured again.
-        echo: is told each row.
-    """
-    where = pick_device(device)
-    config = {"device": str(where), "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
-              "precision": precision, "rounds": rounds}  # fmt: skip
-    command = f"dslib bench masks {as_words(config)}"
-    rows = Rows(Record("masks", command, config, {}, this_machine(where), commit()), out)
-    wanted = cases(where, batch_size, runtime, precision)
-    peaks = add_peaks(rows, where, (case.precision for case in wanted))
-    networks = paper_networks(image_size)
-    add_sizes(rows, "MobileNetV2-1.4", networks, image_size)
-    for case in wanted:
-        echo(say(add_case(rows, "MobileNetV2-1.4", networks, image_size, case, where, peaks, rounds)))
-    return rows.record
+    measured: Measured | None = None, out: Path | None = None, echo: Callable[[str], object] = print
+) -> Record:
+    """All networks of `paper_networks` in turns; arguments as for `Table`."""
+    table = Table("masks", measured or Measured(), out, echo)
+    networks = paper_networks(table.image_size)
+    table.add_sizes("MobileNetV2-1.4", networks)
+    for case in table.cases:
+        table.add_case("MobileNetV2-1.4", networks, case)
+    return table.rows.record

@@ -41,11 +41,11 @@ def record_prediction(
         seed: of the masks.
     """
     require(masks > 0 and batch_size > 0, f"expected one or more masks and images, found {masks} and {batch_size}")
-    network = load_model(model).model.to(pick_device(device))
+    where = pick_device(device)
+    network = load_model(model).model.to(where)
     network.eval()
     sites = find_sites(network, image_size)
     cost = profile(network, sites, batch_size, rounds=rounds, runtime=runtime)
-    where = next(network.parameters()).device
     images = torch.randn(cost.batch_size, in_channels(network), image_size, image_size, device=where)
     generator, rows = random.Random(seed), list[dict[str, Any]]()
     while len(rows) < masks:
@@ -68,7 +68,7 @@ def record_prediction(
         "runtime": cost.runtime, "measured_batch_size": cost.batch_size,
     }  # fmt: skip
     settings = {"model": model, "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
-                "device": where.type, "masks": masks, "rounds": rounds, "seed": seed}  # fmt: skip
+                "device": str(where), "masks": masks, "rounds": rounds, "seed": seed}  # fmt: skip
     return Record(
         "predict", f"dslib bench predict {as_words(settings)}", settings, values, this_machine(where), commit()
     )

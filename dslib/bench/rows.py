@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadConfig, first_line, require
+from ..errors import BadConfig, DslibError, first_line, require
 from ..records import Record
 
 
@@ -53,7 +53,8 @@ class Rows:
         except Exception as error:  # a table's other rows are still wanted
             if not keep_errors:
                 raise
-            row = {**key, "error": first_line(error)}
+            kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
+            row = {**key, "error": kind + first_line(error)}
         rows.append(row)
         if self._out is not None:
             self.record.save(self._out)

@@ -11,14 +11,12 @@ import torch
 from torch import nn
 
 from ..dense import Dense, DenseBlock, dense
-from ..devices import pick_device, this_machine
 from ..errors import BadModel, DslibError, require
 from ..measuring import measure
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record
 from ..sites import find_sites
-from .rows import Rows
-from .tables import Case, add_case, add_peaks, add_sizes, cases, say, settle_batchnorm
+from .tables import Case, Measured, Table, settle_batchnorm
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "MobileNetV2": ("mobilenet_v2", {}),
@@ -32,46 +30,33 @@ COMPACT = ("MobileNetV2", "MobileNetV2-1.4", "EfficientNet-Lite0")  # on a CPU a
 
 
 def record_table1(
-    models: tuple[str, ...] = (), device: str = "auto", image_size: int = 224, batch_size: tuple[int, ...] = (),
-    runtime: tuple[str, ...] = (), precision: tuple[str, ...] = (), rounds: int = 30, out: Path | None = None,
+    models: tuple[str, ...] = (), measured: Measured | None = None, out: Path | None = None,
     echo: Callable[[str], object] = print,
 ) -> Record:  # fmt: skip
     """Original and dense counterpart, in turns, over runtimes, precisions and batch sizes; device peaks; block times.
 
     Args:
         models: the paper's names (see `MODELS`) or any that `load_model` knows; default the paper's six.
-        device: to measure.
-        image_size: side in pixels.
-        batch_size, runtime, precision: all combinations; default what `tables.cases` says.
-        rounds: measurements of each.
-        out: the record's file; rows that stand there are not measured again.
-        echo: is told each row.
+        measured, out, echo: as for `Table`.
     """
-    where = pick_device(device)
-    config = {"model": models or tuple(MODELS), "device": str(where), "image_size": image_size,
-              "batch_size": batch_size, "runtime": runtime, "precision": precision, "rounds": rounds}  # fmt: skip
-    command = f"dslib bench table1 {as_words(config)}"
-    rows = Rows(Record("table1", command, config, {}, this_machine(where), commit()), out)
-    wanted = cases(where, batch_size, runtime, precision)
-    peaks = add_peaks(rows, where, (case.precision for case in wanted))
-    for name in models or tuple(MODELS):
+    measured, models = measured or Measured(), models or tuple(MODELS)
+    table = Table("table1", measured, out, echo, model=models)
+    for name in models:
         try:
-            original, counterpart = _pair(name, image_size)
+            original, counterpart = _pair(name, table.image_size)
         except DslibError as error:
-            rows.add({"sizes": name}, partial(_fail, error), keep_errors=True)
+            table.rows.add({"sizes": name}, partial(_fail, error), keep_errors=True)
             echo(f"{name}: {error}")
             continue
         networks = {"original": original, "dense": counterpart.model}
-        add_sizes(rows, name, networks, image_size, width=counterpart.width, multiple=counterpart.multiple)
-        compact = where.type == "cpu" and name in COMPACT and not batch_size
-        larger = [case._replace(batch_size=32) for case in wanted if case.batch_size == 8 and case.runtime != "compile"]
-        for case in [*wanted, *(larger if compact else [])]:
-            echo(say(add_case(rows, name, networks, image_size, case, where, peaks, rounds)))
-        first = next(case for case in wanted if case.batch_size == max(case.batch_size for case in wanted))
-        rows.add(
-            {"blocks": name, **first._asdict()}, partial(_blocks, networks, image_size, first, where), keep_errors=True
-        )
-    return rows.record
+        table.add_sizes(name, networks, width=counterpart.width, multiple=counterpart.multiple)
+        compact = table.device.type == "cpu" and name in COMPACT and not measured.batch_size
+        larger = [c._replace(batch_size=32) for c in table.cases if c.batch_size == 8 and c.runtime != "compile"]
+        for case in [*table.cases, *(larger if compact else [])]:
+            table.add_case(name, networks, case)
+        first = max(table.cases, key=lambda case: case.batch_size)
+        table.rows.add({"blocks": name, **first._asdict()}, partial(_blocks, networks, table, first), keep_errors=True)
+    return table.rows.record
 
 
 def _fail(error: DslibError) -> NoReturn:
@@ -86,19 +71,19 @@ def _pair(name: str, image_size: int) -> tuple[nn.Module, Dense]:
     return original, dense(original, find_sites(original, image_size))
 
 
-def _blocks(networks: Mapping[str, nn.Module], image_size: int, case: Case, device: torch.device) -> dict[str, Any]:
+def _blocks(networks: Mapping[str, nn.Module], table: Table, case: Case) -> dict[str, Any]:
     """Milliseconds of each block of the original and of what stands for it in the dense network."""
     found: dict[str, dict[str, float]] = {}
     batch, busy = case.batch_size, False
-    sites = find_sites(networks["original"], image_size)
+    sites = find_sites(networks["original"], table.image_size)
     for site in sites:
-        blocks = {name: network.get_submodule(site.name).to(device) for name, network in networks.items()}
+        blocks = {name: network.get_submodule(site.name).to(table.device) for name, network in networks.items()}
         images = {}
         for name, block in blocks.items():
             require(site.input_shape is not None, f"{site.name}: its input is not one map", BadModel)
             assert site.input_shape is not None
             channels = block.conv.in_channels if isinstance(block, DenseBlock) else site.input_shape[0]
-            images[name] = torch.randn(case.batch_size, channels, *site.input_shape[1:], device=device)
+            images[name] = torch.randn(case.batch_size, channels, *site.input_shape[1:], device=table.device)
         timing = measure(blocks, images, 9, runtime=case.runtime, precision=case.precision)
         found[site.name] = {name: timing.median(name) for name in blocks}
         batch, busy = min(batch, timing.batch_size), busy or timing.busy

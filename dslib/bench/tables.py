@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocks import in_channels
+from ..devices import pick_device, this_machine
 from ..errors import BadRecord, require
 from ..measuring import count_macs, count_parameters, measure, working_memory_mib
-from ..records import Record
+from ..records import Record, as_words, commit
 from ..roofline import Peaks, find_peaks, utilisation
 from ..runtimes import dtype_for
 from .rows import Rows
@@ -57,53 +59,84 @@ def cases(
     return [Case(*way, size) for size in sizes for way in ways]
 
 
-def add_peaks(rows: Rows, device: torch.device, precisions: Iterable[str]) -> dict[str, Peaks]:
-    """The device's peaks, a row for each precision."""
-    found = {}
-    for precision in dict.fromkeys(precisions):
-        row = rows.add({"peaks": precision}, partial(_peaks, device, precision), keep_errors=True)
-        if "error" not in row:
-            found[precision] = Peaks(**{field.name: row[field.name] for field in fields(Peaks)})
-    return found
+@dataclass(frozen=True)
+class Measured:
+    """What a table is measured on.
+
+    Args:
+        device: as for `pick_device`.
+        image_size: side in pixels.
+        batch_size, runtime, precision: all combinations; default what `cases` says.
+        rounds: measurements of each.
+    """
+
+    device: str = "auto"
+    image_size: int = 224
+    batch_size: tuple[int, ...] = ()
+    runtime: tuple[str, ...] = ()
+    precision: tuple[str, ...] = ()
+    rounds: int = 30
 
 
-def _peaks(device: torch.device, precision: str) -> dict[str, Any]:
-    return asdict(find_peaks(device, precision))
+class Table:
+    """A record of networks at several cases, each row kept as it comes; the device's peaks are its first rows.
 
+    Args:
+        name: of the benchmark.
+        measured: what it is measured on.
+        out: the record's file; rows that stand there are not measured again.
+        echo: is told each row.
+        config: other settings of the benchmark.
+    """
 
-def add_sizes(rows: Rows, model: str, networks: Mapping[str, nn.Module], image_size: int, **more: Any) -> None:
-    """A row of what does not depend on the device: MACs, parameters (BatchNorm's counted), and what else is given."""
+    def __init__(
+        self, name: str, measured: Measured, out: Path | None, echo: Callable[[str], object], **config: Any
+    ) -> None:
+        self.device, self.image_size, self.echo = pick_device(measured.device), measured.image_size, echo
+        self._rounds = measured.rounds
+        config = {**config, **asdict(measured), "device": str(self.device)}
+        command = f"dslib bench {name} {as_words(config)}"
+        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out)
+        self.cases = cases(self.device, measured.batch_size, measured.runtime, measured.precision)
+        self._peaks: dict[str, Peaks] = {}
+        for precision in dict.fromkeys(case.precision for case in self.cases):
+            row = self.rows.add({"peaks": precision}, partial(self._find_peaks, precision), keep_errors=True)
+            if "error" not in row:
+                self._peaks[precision] = Peaks(**{field.name: row[field.name] for field in fields(Peaks)})
 
-    def sizes() -> dict[str, Any]:
-        shape = (in_channels(next(iter(networks.values()))), image_size, image_size)
-        return {
-            "networks": {
-                name: {"macs": count_macs(network, shape), "parameters": count_parameters(network)}
-                for name, network in networks.items()
-            },
-            **more,
-        }
+    def _find_peaks(self, precision: str) -> dict[str, Any]:
+        return asdict(find_peaks(self.device, precision))
 
-    rows.add({"sizes": model}, sizes)
+    def add_sizes(self, model: str, networks: Mapping[str, nn.Module], **more: Any) -> None:
+        """A row of what does not depend on the device: MACs, parameters (BatchNorm's counted), and what is given."""
 
+        def sizes() -> dict[str, Any]:
+            shape = self._shape(networks)
+            return {
+                "networks": {
+                    name: {"macs": count_macs(network, shape), "parameters": count_parameters(network)}
+                    for name, network in networks.items()
+                },
+                **more,
+            }
 
-def add_case(
-    rows: Rows, model: str, networks: Mapping[str, nn.Module], image_size: int, case: Case, device: torch.device,
-    peaks: Mapping[str, Peaks], rounds: int,
-) -> dict[str, Any]:  # fmt: skip
-    """A row: all networks at one case, in turns; speed-ups are over the first. One that fails says why."""
+        self.rows.add({"sizes": model}, sizes)
 
-    def measured() -> dict[str, Any]:
-        first = next(iter(networks))
-        shape = (in_channels(networks[first]), image_size, image_size)
-        images = torch.randn(case.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-        placed = {name: network.to(device) for name, network in networks.items()}
-        timing = measure(placed, images, rounds, runtime=case.runtime, precision=case.precision)
+    def add_case(self, model: str, networks: Mapping[str, nn.Module], case: Case) -> None:
+        """A row: all networks at one case, in turns; speed-ups are over the first. One that fails says why."""
+        key = {"model": model, **case._asdict()}
+        self.echo(say(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True)))
+
+    def _measure(self, networks: Mapping[str, nn.Module], case: Case) -> dict[str, Any]:
+        shape, first = self._shape(networks), next(iter(networks))
+        images = torch.randn(case.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        placed = {name: network.to(self.device) for name, network in networks.items()}
+        timing = measure(placed, images, self._rounds, runtime=case.runtime, precision=case.precision)
         found = timing.frame
         for name in networks:
             found.loc[name, ["speedup", "speedup_q25", "speedup_q75"]] = timing.speedup(name, over=first)
-        if case.precision in peaks:
-            found = found.join(utilisation(networks, shape, timing, peaks[case.precision]))
+        if case.precision in self._peaks:
+            found = found.join(utilisation(networks, shape, timing, self._peaks[case.precision]))
         if case.runtime == "eager":
             part = images[: timing.batch_size].to(dtype_for(case.precision))
             found["working_memory_mib"] = [working_memory_mib(network, part) for network in placed.values()]
@@ -112,19 +145,19 @@ def add_case(
             "busy": timing.busy, "others": timing.others,
         }  # fmt: skip
 
-    return rows.add({"model": model, **case._asdict()}, measured, keep_errors=True)
+    def _shape(self, networks: Mapping[str, nn.Module]) -> tuple[int, int, int]:
+        return in_channels(next(iter(networks.values()))), self.image_size, self.image_size
 
 
 def say(row: Mapping[str, Any]) -> str:
-    """One line about a row of `add_case`."""
+    """One line about a row of `Table.add_case`."""
     case = f"{row['model']}, {row['runtime']} {row['precision']}, batch {row['batch_size']}"
     if "error" in row:
         return f"{case}: {row['error']}"
     found = ", ".join(f"{name} {values['images_per_s']:.0f}/s ({values['speedup']:.2f} x)"
                       for name, values in row["networks"].items())  # fmt: skip
-    halved = f" (batch {row['measured_batch_size']}: more did not fit)" * (
-        row["measured_batch_size"] != row["batch_size"]
-    )
+    size = row["measured_batch_size"]
+    halved = "" if size == row["batch_size"] else f" (batch {size}: more did not fit)"
     return f"{case}{halved}: {found}{' (the machine was busy)' if row['busy'] else ''}"
 
 

@@ -1,0 +1,54 @@
+"""How much memory a calibration takes, each network in a process of its own: `dslib bench memory`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from typing import Any
+
+import torch
+
+from ..blocks import in_channels
+from ..calibration import calibrate
+from ..devices import peak_memory_gib, this_machine
+from ..errors import require
+from ..models import load_model
+from ..records import Record, as_words, commit
+from ..sites import find_sites
+
+
+def record_memory(
+    models: tuple[str, ...] = ("mobilenet_v2", "resnet50"), image_size: int = 128, count: int = 2048, last: int = 8
+) -> Record:
+    """The largest resident memory before and after calibrating networks of random weights on random images.
+
+    Args:
+        models: names, as for `load_model`.
+        image_size: side in pixels.
+        count: images.
+        last: how many of the network's last mergeable sites are removed, its widest.
+    """
+    require(min(count, last) > 0, f"expected one or more images and sites, found {count} and {last}")
+    context = multiprocessing.get_context("spawn")  # a process begins with no memory but its own
+    rows = {}
+    for model in models:
+        with context.Pool(1) as pool:
+            rows[model] = pool.apply(_calibrate, (model, image_size, count, last))
+    settings = {"model": models, "image_size": image_size, "count": count, "last": last}
+    words = as_words(settings)
+    return Record("memory", f"dslib bench memory {words}", settings, {"networks": rows}, this_machine(), commit())
+
+
+def _calibrate(model: str, image_size: int, count: int, last: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network = load_model(model).model
+    network.eval()
+    sites = find_sites(network, image_size)
+    mask = sites.mask([name for name in sites.names if name not in sites.mergeable[-last:]])
+    images = torch.randn(count, in_channels(network), image_size, image_size)
+    before, started = peak_memory_gib(), time.perf_counter()
+    calibrate(network, mask, images, progress=False)
+    return {
+        "removed": list(mask.removed), "seconds": time.perf_counter() - started, "images_gib": images.nbytes / 2**30,
+        "peak_memory_before_gib": before, "peak_memory_gib": peak_memory_gib(),
+    }  # fmt: skip
