@@ -1,7 +1,7 @@
 """DepthShrinker, the package: find sites, search, shrink, finetune, and merge exactly.
 
 The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune` -> `merge`; `run` does it all.
-Without labels or training: `find_sites` -> `planning.rank` -> `calibrate`.
+Without labels or training: `find_sites` -> `importance.rank` -> `calibrate`.
 """
 
 from .calibration import calibrate

@@ -45,7 +45,7 @@ def calibrate_command(
 
     from .calibration import logits_of
     from .devices import pick_device
-    from .planning import agreement, rank
+    from .importance import agreement, rank
 
     ways = [way is not None for way in (k, speedup, mask_file)]
     require(sum(ways) == 1, "expected one of --k, --speedup and --mask (--plan)", BadConfig)
@@ -70,7 +70,7 @@ def calibrate_command(
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
-        plan = dslib.Plan(found.mask(k) if k is not None else _quicker(network, sites, found, speedup or 1.0, runtime))
+        plan = dslib.Plan(found.mask(k)) if k is not None else _quicker(network, sites, found, speedup or 1.0, runtime)
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))
@@ -88,14 +88,14 @@ def calibrate_command(
 
 
 def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str) -> Any:
-    """The mask that is so many times faster here, told to the user."""
+    """The plan that is so many times faster here, told to the user."""
     from .planning import for_speedup
     from .profiling import profile
 
     cost = profile(network, sites, runtime=runtime)
-    mask, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
+    plan, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
     click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")
-    return mask
+    return plan
 
 
 def _photos(images: str, count: int, image_size: int | None, skip_corrupt: bool) -> tuple[Any, Any, Any, int]:

@@ -132,23 +132,36 @@ def measure(
         models = {name: fold_batchnorm(model, batches[name]) for name, model in models.items()}
 
     def timed(size: int) -> Timing:
-        ms: dict[str, list[float]] = {name: [] for name in models}
         if runtime == "compile":
             forget_compiled()
         with use_precision(precision), _current(device):
             parts = {name: batch[:size].to(dtype=dtype) for name, batch in batches.items()}
             ready = {name: prepare(model, parts[name], runtime) for name, model in models.items()}
             with torch.inference_mode():
-                repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in ready.items()}
-                others = Others()
-                for _ in range(rounds):
-                    for name, run in ready.items():
-                        ms[name].append(_time_once(run, device, repeats[name]))
+                ms, others = in_turns(ready, device, rounds, warmup, at_least_ms)
         what = describe(runtime, precision or str(first.dtype).removeprefix("torch."))
-        arrays = {name: np.array(values) for name, values in ms.items()}
-        return Timing(arrays, size, str(device), what, others.cores())
+        return Timing(ms, size, str(device), what, others)
 
     return halving(timed, len(first))
+
+
+def in_turns(
+    runs: Mapping[str, Run], device: torch.device, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
+) -> tuple[dict[str, np.ndarray], float | None]:
+    """How long each of several functions takes, in turns: name -> ms a round; and the cores that others kept busy.
+
+    Args:
+        runs: name -> what to time.
+        device: that they run on.
+        rounds, warmup, at_least_ms: as for `measure`.
+    """
+    ms: dict[str, list[float]] = {name: [] for name in runs}
+    repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in runs.items()}
+    others = Others()
+    for _ in range(rounds):
+        for name, run in runs.items():
+            ms[name].append(_time_once(run, device, repeats[name]))
+    return {name: np.array(values) for name, values in ms.items()}, others.cores()
 
 
 def halving(run: Callable[[int], T], batch_size: int) -> T:

@@ -1,92 +1,127 @@
-"""Planning: which sites to remove, by what the network loses when each is calibrated away alone. No labels."""
+"""Planning: the best plan under a latency, given what each site matters (`Found`) and costs (`CostTable`)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
 from .blocks import in_channels
-from .calibration import Calibrate, Images, calibrate, logits_of
-from .errors import MaskMismatch, require
+from .errors import BadConfig, MaskMismatch, require
 from .graphs import dtype_of
-from .masks import Mask
+from .masks import Mask, Plan
 from .measuring import measure
 from .merging import merge
 from .profiling import CostTable
 from .searching import Found
 from .shrinking import shrink
-from .sites import Sites
 
 Speedup = tuple[float, float, float]  # ratio of medians, and quartiles of the rounds' ratios
-LEVELS = 2000  # to which savings are rounded (down) in `cheapest`
+MOST = 20_000  # plans of a network's first sites that are kept in mind
 
 
-def rank(
-    model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True
-) -> Found:
-    """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
+class Planned(NamedTuple):
+    """A plan, its predicted latency (ms per batch) and the importance that it removes, in sum."""
 
-    Args:
-        model: the network; left as it is.
-        sites: of the model.
-        images: unlabelled, as for `calibrate`; some hundreds are enough.
-        config: settings of the calibrations; kept blocks are not adjusted.
-        progress: show a bar.
-    Returns:
-        As from a search, with a mask for every k; `m` is the mean Kullback-Leibler divergence, in nats.
-    """
-    sites.check_k(len(sites) - len(sites.mergeable))
-    config = replace(config or Calibrate(), refit=False)
-    expected = logits_of(model, images, config.batch_size)
-    found = {}
-    for name in tqdm(sites.mergeable, "rank", leave=False, disable=None if progress else True):
-        mask = sites.mask([other for other in sites.names if other != name])
-        small = calibrate(model, mask, images, config, progress=False).model
-        found[name] = divergence(logits_of(small, images, config.batch_size), expected)
-    always = tuple(name for name in sites.names if name not in sites.mergeable)
-    return Found(found, always, sites.names)
+    plan: Plan
+    latency: float
+    loss: float
 
 
-def divergence(logits: Tensor, expected: Tensor) -> float:
-    """Mean Kullback-Leibler divergence of a softmax from the expected one, both from logits (N, classes), in nats."""
-    mine, theirs = logits.double().log_softmax(1), expected.double().log_softmax(1)
-    return F.kl_div(mine, theirs, log_target=True, reduction="batchmean").item()
+class _Choice(NamedTuple):
+    """What can be done with the sites from `first` up to the one that is looked at."""
+
+    first: int
+    saving: float
+    loss: float
+    removed: bool
 
 
-def agreement(logits: Tensor, expected: Tensor) -> float:
-    """Share of images with the same top-1, 0 to 1: stands for accuracy where there are no labels."""
-    return (logits.argmax(1) == expected.argmax(1)).float().mean().item()
+class _Front(NamedTuple):
+    """Plans of a network's first sites, none of which is worse than another in both: arrays of one length each."""
+
+    saving: np.ndarray
+    loss: np.ndarray
+    choice: np.ndarray  # index of the last one made
+    before: np.ndarray  # index of the plan of the sites before it
 
 
-def cheapest(found: Found, cost: CostTable, latency: float) -> Mask:
-    """The mask within a latency that removes the least importance in sum.
-
-    A knapsack, solved exactly for savings rounded down to a `LEVELS`th of what must be saved; so the predicted latency
-    is never above what was asked for.
+def plan(found: Found, cost: CostTable, latency: float, merged: bool = True) -> Plan:
+    """The plan within a latency that removes the least importance in sum.
 
     Args:
-        found: the importances.
-        cost: what each site costs on this device.
+        found: what each site, and each run of sites that may become one convolution, matters.
+        cost: what each costs on this device.
         latency: of the whole network at most, ms per batch.
+        merged: whether every removed site is merged, as by `calibrate`; else it stays linear where that is quicker.
     Raises:
-        MaskMismatch: if removing all sites does not reach it, or sites were not measured.
+        MaskMismatch: if no plan is that quick (the quickest is named), or a cost is missing, negative or NaN.
+    Source: Kim et al., ICML 2023 (dynamic programming over runs); here exact, see `pareto`.
     """
-    useful = _savings(found, cost)
-    least, need = cost.total - sum(useful.values()), cost.total - latency
-    require(least <= latency, f"latency: the least that can be reached is {least:.2f} ms per batch, found {latency:g}",
-            MaskMismatch)  # fmt: skip
-    removed = set(useful) if latency - least < 1e-9 * cost.total else _knapsack(useful, found.m, need)
-    return Mask({name: name not in removed for name in found.order})
+    require(not math.isnan(latency), "latency: expected milliseconds per batch, found NaN", BadConfig)
+    options = _options(found, cost, merged)
+    need = cost.total - latency
+    fronts = _fronts(options)
+    last = fronts[-1]
+    enough = np.flatnonzero(last.saving >= need - 1e-9 * cost.total)
+    require(len(enough) > 0, f"latency: the least that can be reached is {cost.total - last.saving.max():.2f} ms per "
+            f"batch, found {latency:g}", MaskMismatch)  # fmt: skip
+    return _plan_of(fronts, options, int(enough[last.loss[enough].argmin()]), found)
+
+
+def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
+    """All plans that no other beats in both latency and importance removed, the slowest first.
+
+    Exact by dynamic programming over the sites: only plans of the first sites that no other beats can be part of one
+    of the whole. (Where they are more than 20,000, savings are rounded down to a 20,000th of all that can be saved.)
+
+    Args:
+        found, cost, merged: as for `plan`.
+    """
+    options = _options(found, cost, merged)
+    fronts = _fronts(options)
+    last = fronts[-1]
+    plans = {i: _plan_of(fronts, options, int(i), found) for i in last.saving.argsort()}
+    return [Planned(best, cost.predict(best, merged), float(last.loss[i])) for i, best in plans.items()]
+
+
+class Joint(NamedTuple):
+    """One of several networks, what is to be done to it, and the loss that is predicted for it."""
+
+    network: str
+    planned: Planned
+    loss: float
+
+
+def joint(networks: Mapping[str, tuple[Found, CostTable, float]], merged: bool = True) -> list[Joint]:
+    """Over several networks (widths of one, say), all plans that no other beats in latency and loss, slowest first.
+
+    Args:
+        networks: name -> importances and costs of the network, and its own loss, in the unit of the importances. The
+            costs must be of one device, runtime, batch size and image size.
+        merged: as for `plan`.
+    Raises:
+        MaskMismatch: if the costs are of different settings.
+    """
+    settings = {(c.device, c.runtime, c.batch_size, c.image_size) for _, c, _ in networks.values()}
+    require(len(settings) == 1, f"costs of different settings cannot be compared: {sorted(settings)}", MaskMismatch)
+    every = [Joint(name, planned, own + planned.loss) for name, (found, cost, own) in networks.items()
+             for planned in pareto(found, cost, merged)]  # fmt: skip
+    best: list[Joint] = []
+    for one in sorted(every, key=lambda one: (one.planned.latency, one.loss)):
+        if not best or one.loss < best[-1].loss:
+            best.append(one)
+    return best[::-1]
 
 
 def for_speedup(
     model: nn.Module, found: Found, cost: CostTable, speedup: float, rounds: int = 15, runtime: str = "eager"
-) -> tuple[Mask, Speedup]:
-    """The mask that removes the least importance and makes the merged network so many times faster, as measured.
+) -> tuple[Plan, Speedup]:
+    """The plan that removes the least importance and makes the merged network so many times faster, as measured.
 
     Predicted latencies are sums over blocks; where the whole network then falls short, more is asked of them.
 
@@ -98,48 +133,84 @@ def for_speedup(
         rounds: measurements of each network.
         runtime: that the costs were measured on.
     Returns:
-        The mask; and the measured speed-up with its quartiles.
+        The plan; and the measured speed-up with its quartiles.
     Raises:
         MaskMismatch: if the network is not that fast without all sites whose removal saves time.
     """
     require(speedup > 1, f"speedup: expected more than 1, found {speedup:g}")
     size, device = cost.image_size, next(model.parameters()).device
     images = torch.randn(cost.batch_size, in_channels(model), size, size, device=device, dtype=dtype_of(model))
-    savings = _savings(found, cost)
-    least = cost.total - sum(savings.values())
+    least = pareto(found, cost)[-1].latency
     latency = max(cost.total / speedup, least)
     while True:
-        mask = cheapest(found, cost, latency)
-        networks = {"small": merge(shrink(model, mask, image_size=size)), "original": model}
+        best = plan(found, cost, latency)
+        networks = {"small": merge(shrink(model, best, image_size=size)), "original": model}
         timing = measure(networks, images, rounds, runtime=runtime)
         reached = timing.speedup("small", over="original")
         if reached[0] >= speedup:
-            return mask, reached
-        require(latency > least, f"speedup: without all {len(savings)} sites whose removal saves time the network is "
-                f"{reached[0]:.2f} times as fast, expected {speedup:g}", MaskMismatch)  # fmt: skip
-        predicted = cost.total - sum(savings.get(name, 0.0) for name in mask.removed)
-        latency = max(0.995 * predicted, least)  # another mask, and not much quicker than need be
+            return best, reached
+        require(latency > least, f"speedup: at its quickest, with {len(best.mask.removed)} sites removed, the network "
+                f"is {reached[0]:.2f} times as fast, expected {speedup:g}", MaskMismatch)  # fmt: skip
+        latency = max(0.995 * cost.predict(best, merged=True), least)  # another plan, and not much quicker than need be
 
 
-def _savings(found: Found, cost: CostTable) -> dict[str, float]:
-    """Ms saved by merging each ranked site, of those where that saves any: calibrating merges what it removes."""
-    unknown = sorted(set(found.m) - set(cost.kept))
-    require(not unknown, f"no measured cost for {unknown}: profile the network that was ranked", MaskMismatch)
-    savings = {name: cost.kept[name] - cost.merged[name] for name in found.m}
-    return {name: saving for name, saving in savings.items() if saving > 0}
+def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
+    """For each site what can be done that ends with it: keep it, remove it, or merge it with those before it."""
+    cost.check(found.m)
+    place = {name: i for i, name in enumerate(found.order)}
+    options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]
+    for name, loss in found.m.items():
+        saving = cost.saving((name,), merged)
+        options[place[name]].append(_Choice(place[name], saving, loss, True))
+    for run in set(found.runs) & set(cost.runs):
+        names = tuple(run.split("+"))
+        first, last = place[names[0]], place[names[-1]]
+        options[last].append(_Choice(first, cost.saving(names, merged), found.runs[run], True))
+    losses = [choice.loss for row in options for choice in row]
+    require(all(map(math.isfinite, losses)), "an importance is NaN or infinite: rank the sites again", MaskMismatch)
+    return options
 
 
-def _knapsack(savings: dict[str, float], losses: dict[str, float], need: float) -> set[str]:
-    """Names whose savings reach `need` (at least) for the least loss in sum."""
-    if need <= 0:
-        return set()
-    steps = {name: int(saving / need * LEVELS) for name, saving in savings.items()}
-    nothing: frozenset[str] = frozenset()
-    best = [(0.0, nothing)] + [(float("inf"), nothing)] * LEVELS
-    for name, step in steps.items():
-        for level in range(LEVELS, 0, -1):
-            before, names = best[max(level - step, 0)]
-            if before + losses[name] < best[level][0]:
-                best[level] = (before + losses[name], names | {name})
-    loss, chosen = best[LEVELS]
-    return set(savings) if loss == float("inf") else set(chosen)
+def _fronts(options: list[list[_Choice]]) -> list[_Front]:
+    """After each site, the plans of the sites so far that no other beats."""
+    step = sum(max(choice.saving for choice in row) for row in options) / MOST
+    nothing = np.zeros(1, dtype=np.int64)
+    fronts = [_Front(np.zeros(1), np.zeros(1), nothing, nothing)]
+    for row in options:
+        parts = []
+        for index, choice in enumerate(row):
+            before = fronts[choice.first]
+            size = len(before.saving)
+            made = (before.saving + choice.saving, before.loss + choice.loss, np.full(size, index), np.arange(size))
+            parts.append(_Front(*made))
+        joined = _Front(*map(np.concatenate, zip(*parts, strict=True)))
+        best = _unbeaten(joined)
+        if len(best.saving) > MOST:
+            best = _unbeaten(joined._replace(saving=np.floor(joined.saving / step) * step))
+        fronts.append(best)
+    return fronts
+
+
+def _unbeaten(front: _Front) -> _Front:
+    """Those that no other beats in both saving and loss, the largest saving first."""
+    order = np.lexsort((front.loss, -front.saving))
+    loss = front.loss[order]
+    least = np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
+    kept = order[loss < least]
+    return _Front(*(values[kept] for values in front))
+
+
+def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, found: Found) -> Plan:
+    removed: set[str] = set()
+    runs = []
+    place = len(options)
+    while place:
+        front = fronts[place]
+        choice = options[place - 1][front.choice[index]]
+        names = found.order[choice.first : place]
+        if choice.removed:
+            removed.update(names)
+            if len(names) > 1:
+                runs.append(names)
+        index, place = int(front.before[index]), choice.first
+    return Plan(Mask({name: name not in removed for name in found.order}), runs[::-1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ from .blocks import in_channels
 from .devices import this_machine
 from .errors import BadRecord, MaskMismatch, require
 from .graphs import dtype_of
-from .masks import Mask
+from .masks import Mask, Plan
 from .measuring import measure
 from .merging import merge_blocks, shrunk_blocks
 from .records import Record, commit
-from .shrinking import shrink
+from .shrinking import possible_runs, shrink
 from .sites import Sites
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class CostTable:
         batch_size, image_size: what it was measured at.
         device, runtime: where.
         busy: whether the machine had more to do meanwhile.
+        runs: sites that follow each other, joined by '+' -> latency of the one convolution that they become together.
     """
 
     kept: dict[str, float]
@@ -46,6 +47,7 @@ class CostTable:
     device: str
     runtime: str
     busy: bool = False
+    runs: dict[str, float] = field(default_factory=dict)
 
     @property
     def savings(self) -> dict[str, float]:
@@ -65,19 +67,41 @@ class CostTable:
         }
         return pd.DataFrame(columns)
 
-    def predict(self, mask: Mask) -> float:
-        """Predicted latency of the merged network, ms per batch: the whole network's less the savings.
+    def saving(self, names: Sequence[str], merged: bool = False) -> float:
+        """Ms per batch saved by removing a site, or by merging a run of several into one convolution.
 
-        Raises:
-            MaskMismatch: if the mask removes a site that was not measured.
+        Args:
+            names: of the site, or of the run's sites in order.
+            merged: whether a site is merged in any case; else it stays linear where that is quicker.
         """
-        unknown = set(mask.removed) - set(self.kept)
-        require(
-            not unknown,
-            f"no measured cost for {sorted(unknown)}: profile the network the mask is for",
-            MaskMismatch,
-        )
-        return self.total - sum(self.savings[name] for name in mask.removed)
+        kept = sum(self.kept[name] for name in names)
+        if len(names) > 1:
+            return kept - self.runs["+".join(names)]
+        return kept - (self.merged[names[0]] if merged else min(self.merged[names[0]], self.linear[names[0]]))
+
+    def predict(self, plan: Mask | Plan, merged: bool = False) -> float:
+        """Predicted latency of the shrunk and merged network, ms per batch: the whole network's less the savings.
+
+        Args:
+            plan: what is removed, and merged together.
+            merged: as for `saving`.
+        Raises:
+            MaskMismatch: if it removes a site, or merges a run, that was not measured.
+        """
+        plan = plan if isinstance(plan, Plan) else Plan(plan)
+        self.check(plan.mask.removed)
+        unknown = [run for run in map("+".join, plan.runs) if run not in self.runs]
+        require(not unknown, f"no measured cost for the runs {unknown}: profile with longest=2 or more", MaskMismatch)
+        return self.total - sum(self.saving(group, merged) for group in plan.groups)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise `MaskMismatch` unless each of these sites was measured, and no cost is negative or NaN."""
+        unknown = sorted(set(names) - set(self.kept))
+        require(not unknown, f"no measured cost for {unknown}: profile the network that the mask or importance is of",
+                MaskMismatch)  # fmt: skip
+        for state in (self.kept, self.linear, self.merged, self.runs, {"the whole network": self.total}):
+            wrong = {name: ms for name, ms in state.items() if not 0 <= ms < float("inf")}
+            require(not wrong, f"costs are milliseconds, 0 or more, found {wrong}: profile again", MaskMismatch)
 
     def worth_merging(self, mask: Mask) -> tuple[str, ...]:
         """Removed sites that are quicker merged than linear: the others are better left as they are."""
@@ -112,6 +136,7 @@ def profile(
     rounds: int = 15,
     runtime: str = "eager",
     precision: str | None = None,
+    longest: int = 1,
 ) -> CostTable:
     """Measure every mergeable site, kept, linear and merged in turns, on the model's device.
 
@@ -122,8 +147,9 @@ def profile(
         boundary: activation after removed blocks, counted as part of them.
         rounds: measurements of each.
         runtime, precision: what runs them, as for `measure`.
+        longest: the most sites that follow each other to be measured as one convolution too; 1 is none.
     """
-    require(batch_size > 0, f"batch_size: expected 1 or more, found {batch_size}")
+    require(min(batch_size, longest) > 0, f"expected a batch and runs of 1 or more, found {batch_size} and {longest}")
     sites.check_k(len(sites) - len(sites.mergeable))
     device, dtype = next(model.parameters()).device, dtype_of(model)
     shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
@@ -140,13 +166,23 @@ def profile(
         }
         timing = measure(states, images, rounds, runtime=runtime, precision=precision)
         if timing.batch_size < batch_size:  # that much fits
-            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision)
+            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision, longest)
         busy = busy or timing.busy
         for state in states:
             costs[state][site.name] = timing.median(state)
+    runs = {}
+    for names, small in possible_runs(model, sites, longest, boundary):
+        shape = next(site.input_shape for site in sites if site.name == names[0])
+        images = torch.randn(batch_size, *(shape or ()), device=device, dtype=dtype)
+        block = merge_blocks(list(shrunk_blocks(small).values()), "+".join(names))
+        timing = measure({"merged": block}, images, rounds, runtime=runtime, precision=precision)
+        if timing.batch_size < batch_size:
+            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision, longest)
+        busy = busy or timing.busy
+        runs["+".join(names)] = timing.median("merged")
     images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
     whole = measure({"all": model}, images, rounds, runtime=runtime, precision=precision)
     if whole.batch_size < batch_size:
-        return profile(model, sites, whole.batch_size, boundary, rounds, runtime, precision)
+        return profile(model, sites, whole.batch_size, boundary, rounds, runtime, precision, longest)
     return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
-                     device=str(device), runtime=whole.runtime, busy=busy or whole.busy)  # fmt: skip
+                     device=str(device), runtime=whole.runtime, busy=busy or whole.busy, runs=runs)  # fmt: skip

@@ -21,8 +21,8 @@ from .datasets import Data, load_data
 from .devices import pick_device, this_machine, tune_allocator
 from .errors import BadConfig, require
 from .finetuning import Finetune, check_teacher, finetune
+from .importance import rank
 from .models import find_head, load_model
-from .planning import rank
 from .profiling import CostTable, profile
 from .recipes import Recipe, activation
 from .searching import Found, Search, search

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +67,14 @@ class Found:
         always_kept: sites that cannot be merged.
         order: all site names, in the network's order.
         history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
+        runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
     """
 
     m: dict[str, float]
     always_kept: tuple[str, ...]
     order: tuple[str, ...]
     history: History = field(default_factory=list)
+    runs: dict[str, float] = field(default_factory=dict)
 
     def mask(self, k: int) -> Mask:
         """The mask that keeps k sites: the most important ones (and those that cannot be merged).
@@ -101,8 +103,12 @@ class Found:
 
     def save(self, path: Path | str) -> Path:
         """Write it as JSON."""
-        content = {"m": self.m, "always_kept": self.always_kept, "order": self.order, "history": self.history}
-        return records.write_json(path, content)
+        return records.write_json(path, asdict(self))
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Found:
+        """From its fields, as JSON keeps them."""
+        return cls(**{**content, "always_kept": tuple(content["always_kept"]), "order": tuple(content["order"])})
 
     @classmethod
     def load(cls, path: Path | str) -> Found:
@@ -113,7 +119,7 @@ class Found:
         """
         found = records.read_json(path)
         try:
-            return cls(found["m"], tuple(found["always_kept"]), tuple(found["order"]), found["history"])
+            return cls.of(found)
         except (KeyError, TypeError) as error:
             raise BadRecord(f"{path} is not a search result: {error}") from error
 
@@ -159,11 +165,15 @@ class Gate(nn.Module):
         self.act, self.index = act, index
         self._gates = [gates]  # in a list: every gate would otherwise register the shared module as its own
 
+    @property
+    def gates(self) -> Gates:
+        """What all gates share."""
+        return self._gates[0]
+
     def forward(self, x: Tensor) -> Tensor:
         """The activation if the gate is open, x bit for bit if not."""
-        gates = self._gates[0]
-        y = self.act(x) if gates.open[self.index] else x
-        return _StraightThrough.apply(y, x.detach(), gates.m[self.index], self.act)
+        y = self.act(x) if self.gates.open[self.index] else x
+        return _StraightThrough.apply(y, x.detach(), self.gates.m[self.index], self.act)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -182,7 +192,7 @@ class _StraightThrough(torch.autograd.Function):
             return grad, None, (grad * (ctx.act(x) - x)).sum(), None
 
 
-def add_gates(model: nn.Module, sites: Sites) -> tuple[nn.Module, Gates]:
+def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[nn.Module, Gates]:
     """A copy of the network with a gate at every inner activation of every mergeable site.
 
     State keys stay, but for the importances, `dslib_gates.m`, and the slopes of activations that learn (PReLU).
@@ -191,7 +201,7 @@ def add_gates(model: nn.Module, sites: Sites) -> tuple[nn.Module, Gates]:
     for index, name in enumerate(gates.names):
         traced = trace(gated.get_submodule(name), name)
         for node in removable_activations(traced):
-            gate = Gate(activation_module(traced, node), gates, index)
+            gate = kind(activation_module(traced, node), gates, index)
             replace_activation(traced, node, gate, f"gate_{node.name}")
         traced.delete_all_unused_submodules()
         traced.recompile()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -20,10 +20,11 @@ from .blocks import (
     shared_modules,
     site_names,
 )  # fmt: skip
-from .errors import MaskMismatch, NotMergeable, require
+from .errors import BadConfig, MaskMismatch, NotMergeable, require
 from .graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
 from .masks import Mask, Plan
 from .merging import CHANNELS_KEY, SITE_KEY, mark
+from .sites import Sites
 
 DEFAULT_SIZE = 224  # for looking at what calls what, where no size is given
 Boundary = Callable[[], nn.Module]
@@ -82,6 +83,29 @@ def shrink(
     Source: Fu et al., ICML 2022, stages 1-2; runs: Kim et al., ICML 2023; hoisting is ours, see docs/decisions.md.
     """
     return _rewrite(model, plan, boundary, image_size, bypass, hoist)
+
+
+def possible_runs(
+    model: nn.Module, sites: Sites, longest: int, boundary: Boundary | None = None
+) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """Sites that follow each other and can become one convolution together, and the network with just these removed.
+
+    Args:
+        model: the network; left as it is.
+        sites: of the model.
+        longest: the most sites of a run; each has two at least.
+        boundary: as for `shrink`.
+    """
+    for length in range(2, longest + 1):
+        for first in range(len(sites) - length + 1):
+            names = sites.names[first : first + length]
+            if not set(names) <= set(sites.mergeable):
+                continue
+            mask = sites.mask([name for name in sites.names if name not in names])
+            try:
+                yield names, shrink(model, Plan(mask, [names]), boundary, sites.image_size)
+            except (NotMergeable, BadConfig):
+                continue
 
 
 def fade(

@@ -180,8 +180,34 @@ def evaluate(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64)
 
 def top1(logits: Tensor, split: Split | FolderSplit) -> float:
     """Top-1 accuracy of logits (N, classes) over a split of N images, 0 to 1."""
-    labels = split.labels if isinstance(split, Split) else torch.tensor(split.folder.targets)
-    return (logits.argmax(1) == labels).float().mean().item()
+    return (logits.argmax(1) == labels_of(split)).float().mean().item()
+
+
+def labels_of(split: Split | FolderSplit) -> Tensor:
+    """The labels of a split, (N,) int64."""
+    return split.labels if isinstance(split, Split) else torch.tensor(split.folder.targets)
+
+
+@torch.no_grad()
+def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Gather all BatchNorms' statistics anew, in place: the mean over batches of images; the network is in eval after.
+
+    Args:
+        model: the network; weights and BatchNorms' factors stay.
+        batches: each (N, C, H, W), N two or more.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta, device = [norm.momentum for norm in norms], next(model.parameters()).device
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for images in batches:
+        model(images.to(device))
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _epoch(split: Split | FolderSplit, epoch: int, config: Train, title: str) -> Iterable[tuple[Tensor, Tensor]]:

@@ -147,7 +147,7 @@ def test_speedup_and_starts(monkeypatch, digits, tmp_path):
     for module in (speedup, starts):
         monkeypatch.setattr(module, "load_data", lambda *_: digits)
         monkeypatch.setattr(module, "load_model", lambda *_: model)
-    monkeypatch.setattr(speedup, "for_speedup", lambda *_, **__: (mask, (2.0, 1.9, 2.1)))
+    monkeypatch.setattr(speedup, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (2.0, 1.9, 2.1)))
     record = speedup.record_speedup("tiny", "digits", None, 1.2, ("eager", "openvino"), 4, 64, 32, rounds=3)
     rows = record.values["networks"]
     assert list(rows) == ["original", "for eager", "for openvino"]

@@ -1,53 +1,130 @@
-"""Planning without labels, and `dslib calibrate`."""
+"""Planning: the best plan under a latency, against every possible plan; bad tables and budgets."""
 
 import itertools
-import sys
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import Tiny, photos
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dslib
 from dslib import planning
-from dslib.calibration import Calibrate, calibrate, logits_of
-from dslib.errors import DslibError, MaskMismatch
+from dslib.errors import BadConfig, DslibError, MaskMismatch
 from dslib.measuring import Timing
-from dslib.planning import agreement, cheapest, divergence, for_speedup, rank
+from dslib.planning import for_speedup, pareto, plan
 from dslib.profiling import CostTable
 from dslib.searching import Found
 
 
-def test_ranking_gives_a_mask_for_every_k(tiny):
-    x = photos(48)
-    sites = dslib.find_sites(tiny, 32)
-    found = rank(tiny, sites, x, progress=False)
-    assert all(value > 0 for value in found.m.values())
-    assert [found.mask(k).k for k in range(4)] == [0, 1, 2, 3]
-    alone = calibrate(tiny, sites.mask(["blocks.0", "blocks.1"]), x, Calibrate(refit=False)).model
-    assert found.m["blocks.2"] == divergence(logits_of(alone, x), logits_of(tiny, x))
-    assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
+def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=()):
+    """An importance and a cost table of sites s0, s1, ...; run i begins at site i."""
+    names = [f"s{i}" for i in range(len(losses))]
+    free = [name for name in names if name not in always]
+    kept, total = 10.0, 10.0 * len(names) + 5
+    runs = {"+".join(names[i : i + run_length]): i for i in range(len(run_losses))
+            if set(names[i : i + run_length]) <= set(free)}  # fmt: skip
+    cost = CostTable(dict.fromkeys(free, kept), {n: kept - savings[names.index(n)] + 1 for n in free},
+                     {n: kept - savings[names.index(n)] for n in free}, total, 1, 32, "cpu", "eager",
+                     runs={run: run_length * kept - run_savings[i] for run, i in runs.items()})  # fmt: skip
+    found = Found({n: losses[names.index(n)] for n in free}, tuple(always), tuple(names),
+                  runs={run: run_losses[i] for run, i in runs.items()})  # fmt: skip
+    return found, cost
 
 
-def test_the_cheapest_mask_within_a_latency():
-    """Against every subset."""
-    names = tuple("abcdef")
-    losses = dict(zip(names, (0.5, 0.1, 0.3, 0.05, 0.9, 0.2), strict=True))
-    saved = dict(zip(names, (3.0, 1.0, 2.0, -1.0, 4.0, 1.5), strict=True))
-    cost = CostTable({n: 5.0 for n in names}, {n: 9.0 for n in names}, {n: 5 - s for n, s in saved.items()}, 40.0, 1,
-                     32, "cpu", "eager")  # fmt: skip
-    found = Found(losses, ("always",), ("always", *names))
-    subsets = [set(s) for n in range(7) for s in itertools.combinations(names, n)]
-    for latency in (40.0, 39.5, 38.0, 35.01, 33.0, 29.0, 28.5):
-        mask = cheapest(found, cost, latency)
-        assert cost.predict(dslib.Mask({n: mask[n] for n in names})) <= latency + 1e-9
-        fits = [s for s in subsets if 40 - sum(saved[n] for n in s) <= latency - 0.01 * (40 - latency)]
-        best = min((sum(losses[n] for n in s) for s in fits), default=float("inf"))
-        assert sum(losses[n] for n in mask.removed) <= best + 1e-12
-        assert mask["always"]
-    with pytest.raises(MaskMismatch, match="the least that can be reached is 28.50 ms"):
-        cheapest(found, cost, 28.0)
-    with pytest.raises(MaskMismatch, match="no measured cost for \\['z'\\]"):
-        cheapest(Found({"z": 1.0}, (), ("z",)), cost, 39.0)
+def every_plan(found, cost):
+    """(latency, loss) of each way to keep, remove or join the sites."""
+    order, results = found.order, []
+
+    def extend(place, latency, loss):
+        if place == len(order):
+            results.append((latency, loss))
+            return
+        name = order[place]
+        extend(place + 1, latency, loss)
+        if name in found.m:
+            extend(place + 1, latency - cost.kept[name] + cost.merged[name], loss + found.m[name])
+        for run in found.runs:
+            names = run.split("+")
+            if names[0] == name and run in cost.runs:
+                saved = sum(cost.kept[n] for n in names) - cost.runs[run]
+                extend(place + len(names), latency - saved, loss + found.runs[run])
+
+    extend(0, cost.total, 0.0)
+    return results
+
+
+numbers = st.lists(st.floats(-0.5, 3, allow_nan=False), min_size=12, max_size=12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 12), numbers, numbers, numbers, numbers, st.integers(2, 3), st.booleans(), st.floats(0, 1))
+def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings, length, runs, share):
+    count = max(n - length + 1, 0) if runs and n <= 8 else 0
+    always = ("s1",) if n > 3 else ()
+    found, cost = tables(losses[:n], savings[:n], run_losses[:count], [2 * s for s in run_savings[:count]], length,
+                         always)  # fmt: skip
+    ways = every_plan(found, cost)
+    quickest = min(latency for latency, _ in ways)
+    budget = quickest + share * (cost.total - quickest) + 1e-6
+    best = plan(found, cost, budget)
+    loss = sum(found.m[g[0]] if len(g) == 1 else found.runs["+".join(g)] for g in best.groups)
+    assert cost.predict(best, merged=True) <= budget + 1e-9
+    assert loss == pytest.approx(min(loss for latency, loss in ways if latency <= budget), abs=1e-9)
+    assert all(best.mask[name] for name in always)
+    front = pareto(found, cost)
+    assert all(a.latency > b.latency and a.loss < b.loss for a, b in itertools.pairwise(front))
+    for latency, loss in ways:
+        assert any(p.latency <= latency + 1e-9 and p.loss <= loss + 1e-9 for p in front)
+
+
+def test_many_plans_of_a_deep_network_are_thinned(monkeypatch):
+    """Where the plans to keep in mind would be too many, what is found is still within the budget, and hardly worse."""
+    values = [float(2.0**i) for i in range(12)]
+    found, cost = tables(values, [v / 1000 for v in values])
+    budget = cost.total - 2.0485
+    exact = plan(found, cost, budget)
+    monkeypatch.setattr(planning, "MOST", 64)
+    thinned = plan(found, cost, budget)
+    assert cost.predict(thinned, merged=True) <= budget
+    losses = [sum(found.m[name] for name in p.mask.removed) for p in (exact, thinned)]
+    assert losses[0] <= losses[1] <= losses[0] + 2 * sum(values) / 64
+
+
+def test_a_site_may_stay_linear_where_that_is_quicker():
+    found = Found({"a": 1.0, "b": 2.0}, (), ("a", "b"))
+    cost = CostTable({"a": 5.0, "b": 5.0}, {"a": 2.0, "b": 4.0}, {"a": 6.0, "b": 3.0}, 12.0, 1, 32, "cpu", "eager")
+    assert plan(found, cost, 10.0, merged=False).mask.removed == ("a",)
+    assert plan(found, cost, 10.0).mask.removed == ("b",)
+    assert plan(found, cost, 99.0).mask.removed == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kept": {"s0": -1.0, "s1": 10.0}}, "0 or more, found {'s0': -1.0}"),
+        ({"merged": {"s0": math.nan, "s1": 8.0}}, "found {'s0': nan}"),
+        ({"total": math.inf}, "found {'the whole network': inf}"),
+        ({"kept": {"s0": 10.0}}, "no measured cost for \\['s1'\\]: profile the network"),
+    ],
+)
+def test_bad_costs_are_named(change, text):
+    found, cost = tables([1.0, 2.0], [1.0, 2.0])
+    with pytest.raises(MaskMismatch, match=text):
+        plan(found, replace(cost, **change), 20.0)
+
+
+def test_budgets_that_cannot_be_met_name_the_nearest():
+    found, cost = tables([1.0, 2.0], [1.0, 2.0])
+    with pytest.raises(MaskMismatch, match="the least that can be reached is 22.00 ms per batch, found 3"):
+        plan(found, cost, 3.0)
+    with pytest.raises(BadConfig, match="found NaN"):
+        plan(found, cost, math.nan)
+    with pytest.raises(MaskMismatch, match="importance is NaN"):
+        plan(replace(found, m={"s0": math.nan, "s1": 1.0}), cost, 24.0)
+    with pytest.raises(MaskMismatch, match=r"no measured cost for the runs \['s0\+s1'\]"):
+        cost.predict(dslib.Plan(dslib.Mask({"s0": False, "s1": False}), [("s0", "s1")]))
 
 
 @pytest.mark.parametrize("measured", [[1.5], [1.0, 1.2]])
@@ -64,73 +141,12 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
         return Timing(ms, len(images), "cpu", "eager")
 
     monkeypatch.setattr(planning, "measure", measured_next)
-    mask, reached = for_speedup(tiny, found, cost, 1.15)
-    assert mask.removed == (("blocks.0",) if len(measured) == 1 else ("blocks.0", "blocks.2"))
+    best, reached = for_speedup(tiny, found, cost, 1.15)
+    assert best.mask.removed == (("blocks.0",) if len(measured) == 1 else ("blocks.0", "blocks.2"))
     assert reached[0] == pytest.approx(measured[0] if len(measured) == 1 else 1.2)
     assert reached[0] == pytest.approx(reached[1]) == pytest.approx(reached[2])
     times = iter([1.1, 1.2, 1.3])
-    unreached = "without all 3 sites whose removal saves time the network is 1.30 times as fast"
+    unreached = "at its quickest, with 3 sites removed, the network is 1.30 times as fast"
     for speedup, text in ((1.0, "speedup: expected more than 1"), (1.4, unreached)):
         with pytest.raises(DslibError, match=text):
             for_speedup(tiny, found, cost, speedup)
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`dslib calibrate` in this process, in tmp_path, for a trained Tiny; gives its output."""
-    from dslib.checkpoints import save_tensors
-    from dslib.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
-
-    def run(*words) -> str:
-        given = ("calibrate", "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
-        monkeypatch.setattr(sys, "argv", ["dslib", *given, *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return run
-
-
-def test_a_folder_of_photos_is_enough(tmp_path, command):
-    from PIL import Image
-
-    for i in range(12):
-        path = tmp_path / "photos" / str(i % 3) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((40, 30), 80).convert("RGB").save(path)
-    words = ("--images", "photos", "--image-size", 32, "--k", 1, "--rank-count", 8, "--out", "net.json")
-    out = command(*words, "--ranking", "ranking.json", "--no-refit")
-    assert "k=1 of 3" in out
-    assert "agrees with the original on" in out
-    model, recipe = dslib.load(tmp_path / "net.json")
-    assert len(recipe.merged) == 2
-    assert not dslib.unmerged(model)
-    assert Found.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
-    (tmp_path / "photos" / "0" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(SystemExit):
-        command(*words)
-    assert "k=1 of 3" in command(*words, "--skip-corrupt")
-
-
-def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
-    dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
-    out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
-    assert "accuracy" in out
-    assert dslib.load(tmp_path / "net.json")[1].classes == tuple("0123456789")
-    mask = dslib.Mask.load(tmp_path / "mask.json")
-    monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (mask, (1.5, 1.4, 1.6)))
-    out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
-    assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
-    assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
-    for words in (
-        ("--images", "digits"),
-        ("--images", "digits", "--k", 1, "--speedup", 2),
-        ("--images", tmp_path, "--k", 1),
-        ("--images", "digits", "--k", 7),
-    ):
-        with pytest.raises(SystemExit):
-            command(*words, "--out", "other.json")
-    assert not (tmp_path / "other.json").exists()

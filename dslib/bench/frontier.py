@@ -13,9 +13,9 @@ from ..calibration import Calibrate, Images, calibrate, logits_of
 from ..datasets import Data, load_data
 from ..devices import this_machine
 from ..errors import BadModel, require
+from ..importance import agreement, rank
 from ..masks import Mask
 from ..models import load_model
-from ..planning import agreement, rank
 from ..records import Record, as_words, commit
 from ..sites import Sites, find_sites
 from ..training import evaluate

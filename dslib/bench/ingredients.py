@@ -8,8 +8,8 @@ from ..calibration import Calibrate
 from ..datasets import load_data
 from ..devices import peak_memory_gib, this_machine
 from ..errors import require
+from ..importance import rank
 from ..models import load_model
-from ..planning import rank
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .frontier import calibrated_row

@@ -34,6 +34,10 @@ class Rows:
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
         self.record = replace(before, commit=", ".join(commits))
 
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether the row with this key stands."""
+        return self._find(_as_read(key)) is not None
+
     def add(self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False) -> dict[str, Any]:
         """The row with this key: as it stands, or made and saved at once.
 
@@ -44,9 +48,9 @@ class Rows:
         """
         rows: list[dict[str, Any]] = self.record.values["rows"]
         key = _as_read(key)
-        for row in rows:
-            if row.items() >= key.items() and "error" not in row:
-                return row
+        before = self._find(key)
+        if before is not None:
+            return before
         rows[:] = [row for row in rows if not row.items() >= key.items()]
         try:
             row = {**key, **make(), "commit": self._commit}
@@ -59,6 +63,10 @@ class Rows:
         if self._out is not None:
             self.record.save(self._out)
         return row
+
+    def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        rows = (row for row in self.record.values["rows"] if "error" not in row)
+        return next((row for row in rows if row.items() >= key.items()), None)
 
 
 def _as_read(content: Any) -> Any:

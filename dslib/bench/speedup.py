@@ -10,9 +10,10 @@ from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import load_data
 from ..devices import this_machine
+from ..importance import rank
 from ..measuring import measure
 from ..models import load_model
-from ..planning import for_speedup, rank
+from ..planning import for_speedup
 from ..profiling import profile
 from ..records import Record, as_words, commit
 from ..sites import find_sites
@@ -49,11 +50,11 @@ def record_speedup(
     rows: dict[str, dict[str, Any]] = {"original": {"removed": [], "accuracy": evaluate(network, loaded.val)}}
     for runtime in runtimes:
         cost = profile(network, sites, batch_size, runtime=runtime)
-        mask, _ = for_speedup(network, found, cost, speedup, runtime=runtime)
+        plan, _ = for_speedup(network, found, cost, speedup, runtime=runtime)
         name = f"for {runtime}"
-        networks[name] = calibrate(network, mask, loaded.train.first(count, seed), config).model
+        networks[name] = calibrate(network, plan, loaded.train.first(count, seed), config).model
         rows[name] = {
-            "removed": list(mask.removed), "k": mask.k, "accuracy": evaluate(networks[name], loaded.val),
+            "removed": list(plan.mask.removed), "k": plan.mask.k, "accuracy": evaluate(networks[name], loaded.val),
             "kept_ms": cost.kept, "merged_ms": cost.merged,
         }  # fmt: skip
     images = torch.randn(batch_size, in_channels(network), size, size, generator=torch.Generator().manual_seed(seed))

@@ -17,9 +17,9 @@ from ..datasets import Data, load_data
 from ..devices import this_machine
 from ..errors import BadData, require
 from ..finetuning import Finetune, finetune
+from ..importance import rank
 from ..masks import Mask
 from ..models import load_model
-from ..planning import rank
 from ..records import Record, as_words, commit
 from ..shrinking import fade
 from ..sites import find_sites

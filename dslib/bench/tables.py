@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocks import in_channels
 from ..devices import pick_device, this_machine
@@ -19,6 +18,7 @@ from ..measuring import count_macs, count_parameters, measure, working_memory_mi
 from ..records import Record, as_words, commit
 from ..roofline import Peaks, find_peaks, utilisation
 from ..runtimes import dtype_for
+from ..training import recalibrate_batchnorm
 from .rows import Rows
 
 if TYPE_CHECKING:
@@ -161,16 +161,10 @@ def say(row: Mapping[str, Any]) -> str:
     return f"{case}{halved}: {found}{' (the machine was busy)' if row['busy'] else ''}"
 
 
-@torch.no_grad()
 def settle_batchnorm(model: nn.Module, image_size: int) -> None:
     """Give random weights statistics to go with them, in place: unnormalised maps of deep networks overflow float16."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None  # the mean over all batches
-    model.train()
-    model(torch.randn(8, in_channels(model), image_size, image_size, generator=torch.Generator().manual_seed(0)))
-    model.eval()
+    shape = 8, in_channels(model), image_size, image_size
+    recalibrate_batchnorm(model, [torch.randn(shape, generator=torch.Generator().manual_seed(0))])
 
 
 def machine_name(record: Record) -> str:

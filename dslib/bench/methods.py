@@ -1,0 +1,179 @@
+"""Ways to choose which activations to keep, compared at equal latency: `dslib bench methods`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..blocks import in_channels
+from ..calibration import Calibrate, calibrate
+from ..datasets import Data, load_data
+from ..devices import pick_device, this_machine
+from ..errors import BadModel, require
+from ..finetuning import finetune
+from ..importance import rank
+from ..masks import Plan
+from ..measuring import measure
+from ..models import load_model
+from ..planning import plan
+from ..profiling import CostTable, profile
+from ..records import Record, as_words, commit
+from ..rivals import RIVALS, within
+from ..running import CALIBRATED
+from ..searching import Found, Search, search
+from ..sites import Sites, find_sites
+from ..training import evaluate
+from .rows import Rows
+
+METHODS = ("planner", "planner with runs", "search", *RIVALS)
+MINIMUM = ("planner", "search", "random", "keep the cheapest")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """What is compared.
+
+    Args:
+        model, weights, options: as for `load_model`; the weights must be trained for the data.
+        data, image_size: as for `load_data`.
+        methods: of `METHODS`.
+        speedups: the budgets, as predicted by the profile on the runtime.
+        seeds: of every method, of the calibration and of the finetuning.
+        epochs: of the finetuning, from the calibrated start; the same for all.
+        search_epochs: of the paper's search (learned slopes take two).
+        count, rank_count: unlabelled images for a calibration and for the ranking.
+        batch_size: that latencies are measured at.
+        runtime: that they are measured on.
+    """
+
+    model: str = "mobilenet_v2"
+    data: str = "imagenette"
+    image_size: int | None = None
+    weights: str = "default"
+    options: dict[str, Any] | None = None
+    methods: tuple[str, ...] = MINIMUM
+    speedups: tuple[float, ...] = (1.2, 1.5)
+    seeds: int = 3
+    epochs: int = 1
+    search_epochs: int = 2
+    count: int = 2048
+    rank_count: int = 512
+    batch_size: int = 32
+    runtime: str = "eager"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        unknown = [method for method in self.methods if method not in METHODS]
+        require(not unknown, f"methods: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
+        require(min(self.seeds, self.count, self.rank_count, self.batch_size) > 0, "expected one or more of each")
+        require(all(speedup > 1 for speedup in self.speedups), f"speedups: expected more than 1, found {self.speedups}")
+
+
+def record_methods(
+    matrix: Matrix | None = None, hours: float | None = None, out: Path | None = None,
+    echo: Callable[[str], object] = print,
+) -> Record:  # fmt: skip
+    """Each method's plan at each budget, calibrated, finetuned alike, measured in turns with the original.
+
+    Args:
+        matrix: what is compared.
+        hours: no row is begun after so many; those that are missing are told.
+        out: the record's file; rows that stand there are not made again.
+        echo: is told each row.
+    """
+    matrix = matrix or Matrix()
+    started = time.perf_counter()
+    loaded = load_data(matrix.data, matrix.image_size)
+    where = pick_device(matrix.device)
+    network, trained = load_model(matrix.model, loaded.classes, matrix.weights, matrix.options)
+    require(trained, f"{matrix.model} with weights {matrix.weights!r} is not trained for {matrix.data}: give weights "
+            "that are", BadModel)  # fmt: skip
+    network = network.to(where).eval()
+    sites = find_sites(network, loaded.image_size)
+    words = {**asdict(matrix), "image_size": loaded.image_size, "device": str(where),
+             "options": tuple(f"{key}={value}" for key, value in (matrix.options or {}).items())}  # fmt: skip
+    names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
+    command = f"dslib bench methods {as_words({names.get(key, key): value for key, value in words.items()})}"
+    rows = Rows(Record("methods", command, words, {}, this_machine(where), commit()), out)
+    longest = 2 if "planner with runs" in matrix.methods else 1
+    table = rows.add({"cost": matrix.runtime}, lambda: {
+        "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=longest)),
+        "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
+    })["table"]  # fmt: skip
+    compared = _Compared(matrix, network, loaded, sites, CostTable(**table))
+    missing = []
+    for seed in range(matrix.seeds):
+        for method in matrix.methods:
+            points = [{"method": method, "speedup": speedup, "seed": seed} for speedup in matrix.speedups]
+            if hours is not None and time.perf_counter() - started > 3600 * hours and not all(map(rows.has, points)):
+                missing += [f"{method}, {point['speedup']:g} times, seed {seed}" for point in points]
+                continue
+            found = rows.add({"found": method, "seed": seed}, partial(compared.find, method, seed))["table"]
+            for point in points:
+                echo(_say(rows.add(point, partial(compared.judge, Found.of(found), point), keep_errors=True)))
+    for name in missing:
+        echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
+    return rows.record
+
+
+class _Compared:
+    """One network on which methods are compared."""
+
+    def __init__(self, matrix: Matrix, network: nn.Module, data: Data, sites: Sites, cost: CostTable) -> None:
+        self.matrix, self.network, self.data, self.sites, self.cost = matrix, network, data, sites, cost
+
+    def find(self, method: str, seed: int) -> dict[str, Any]:
+        """What a method finds, and how long it takes."""
+        began, matrix = time.perf_counter(), self.matrix
+        if method.startswith("planner"):
+            images = self.data.train.first(matrix.rank_count, seed)
+            longest = 2 if method == "planner with runs" else 1
+            found = rank(self.network, self.sites, images, Calibrate(seed=seed), longest=longest)
+        elif method == "search":
+            config = Search(k=len(self.sites) // 2, epochs=matrix.search_epochs, lr=0.04, batch_size=64, anneal=0.8,
+                            latency_weight=0.03, seed=seed)  # fmt: skip
+            found = search(self.network, self.data, self.sites, self.cost, config)
+        else:
+            found = RIVALS[method](self.network, self.data, self.sites, self.cost, seed)
+        return {"table": asdict(found), "seconds": time.perf_counter() - began}
+
+    def judge(self, found: Found, point: dict[str, Any]) -> dict[str, Any]:
+        """One plan at a budget: its accuracy before and after finetuning, its speed-up as measured."""
+        matrix, began = self.matrix, time.perf_counter()
+        budget, seed = self.cost.total / point["speedup"], point["seed"]
+        if point["method"].startswith("planner"):
+            chosen = plan(found, self.cost, budget)
+        else:
+            masks = (found.mask(k) for k in range(len(found.order), len(found.always_kept) - 1, -1))
+            chosen = Plan(within(masks, self.cost, budget))
+        images = self.data.train.first(matrix.count, seed)
+        small = calibrate(self.network, chosen, images, Calibrate(seed=seed), progress=False).model
+        config = replace(CALIBRATED, epochs=matrix.epochs, seed=seed)
+        done = finetune(small, self.data, self.network, config).model
+        size = self.cost.image_size
+        batch = torch.randn(self.cost.batch_size, in_channels(self.network), size, size)
+        batch = batch.to(next(self.network.parameters()).device)
+        timing = measure({"original": self.network, "small": done}, batch, 15, runtime=matrix.runtime)
+        ratio, low, high = timing.speedup("small", over="original")
+        return {
+            "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
+            "predicted_ms": self.cost.predict(chosen, merged=True), "measured_speedup": ratio, "q25": low, "q75": high,
+            "busy": timing.busy, "accuracy_before": evaluate(small, self.data.val),
+            "accuracy": evaluate(done, self.data.val), "seconds": time.perf_counter() - began,
+        }  # fmt: skip
+
+
+def _say(row: dict[str, Any]) -> str:
+    point = f"{row['method']}, {row['speedup']:g} times, seed {row['seed']}"
+    if "error" in row:
+        return f"{point}: {row['error']}"
+    return (f"{point}: {len(row['removed'])} removed, {row['measured_speedup']:.2f} times as fast, accuracy "
+            f"{row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip

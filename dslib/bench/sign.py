@@ -1,0 +1,72 @@
+"""Whether a larger latency weight makes the search's networks faster: `dslib bench sign`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from ..datasets import load_data
+from ..devices import this_machine
+from ..models import load_model
+from ..profiling import CostTable, profile
+from ..records import Record, as_words, commit
+from ..running import Run, pretrain
+from ..searching import Search, search
+from ..sites import find_sites
+from ..training import Train, evaluate
+from .rows import Rows
+
+WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def record_sign(
+    weights: tuple[float, ...] = WEIGHTS, seeds: int = 3, k: int = 8, epochs: int = 3, out: Path | None = None,
+    echo: Callable[[str], object] = print,
+) -> Record:  # fmt: skip
+    """Searches of one small network on the embedded digits, over latency weights and seeds, on the CPU.
+
+    Args:
+        weights: latency weights.
+        seeds: searches of each.
+        k: sites kept.
+        epochs: of a search.
+        out: the record's file; rows that stand there are not made again.
+        echo: is told the outcome.
+    """
+    data = load_data("digits")
+    settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs}
+    rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
+    torch.manual_seed(0)
+    options = {"width_mult": 0.35}
+    model = load_model("mobilenet_v2", data.classes, options=options).model
+    run = Run("mobilenet_v2", "digits", k, weights="none", options=options,
+              pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1))  # fmt: skip
+    pretrain(model, data, run, head_only=False)
+    sites = find_sites(model, data.image_size)
+    cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(model, sites, 32))})["table"])
+    settled = Search(k=k, epochs=epochs, lr=0.2, batch_size=64, anneal=0.8)
+
+    def searched(weight: float, seed: int) -> dict[str, Any]:
+        found = search(model, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
+        mask = found.mask(k)
+        return {"predicted_ms": cost.predict(mask), "removed": list(mask.removed)}
+
+    for weight in weights:
+        for seed in range(seeds):
+            rows.add({"weight": weight, "seed": seed}, partial(searched, weight, seed))
+    frame = pd.DataFrame([row for row in rows.record.values["rows"] if "weight" in row])
+    rho, mean = spearman(frame), frame.groupby("weight")["predicted_ms"].mean()
+    echo(f"accuracy before {evaluate(model, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> predicted "
+         f"ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
+    return rows.record
+
+
+def spearman(frame: pd.DataFrame) -> float:
+    """Rank correlation of the columns `weight` and `predicted_ms`, -1 to 1."""
+    return float(frame[["weight", "predicted_ms"]].corr(method="spearman").iloc[0, 1])

@@ -1,0 +1,130 @@
+"""What each site matters: how much worse the network gets when it alone is removed, with labels or without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .calibration import Calibrate, Images, calibrate, logits_of
+from .datasets import Data
+from .errors import require
+from .finetuning import Finetune, finetune
+from .masks import Plan
+from .searching import Found
+from .shrinking import possible_runs, shrink
+from .sites import Sites
+from .splits import FolderSplit, Split
+from .training import labels_of, predict, recalibrate_batchnorm
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Settings of `importance`.
+
+    Args:
+        count: training images that the network recovers on, and as many others that its loss is taken on.
+        longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
+        finetune: how to finetune before the loss is taken; None only gathers BatchNorm's statistics anew.
+        seed: of the choice of images.
+    """
+
+    count: int = 1024
+    longest: int = 1
+    finetune: Finetune | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.count >= 2, f"count: expected 2 or more (BatchNorm needs them), found {self.count}")
+        require(self.longest >= 1, f"longest: expected 1 or more, found {self.longest}")
+
+
+def importance(
+    model: nn.Module, data: Data, sites: Sites, config: Importance | None = None, progress: bool = True
+) -> Found:
+    """By how much the loss rises when the activations of a site (or of a run of sites) go, and nothing else.
+
+    Args:
+        model: trained for the data, on the device to run on; left as it is.
+        data: only its training split is used: one part to recover on, another for the loss.
+        sites: of the model.
+        config: the settings.
+        progress: show a bar.
+    Returns:
+        As from a search, with a mask for every k; `m` and `runs` are differences of cross-entropies, in nats.
+    Source: the importance of Kim et al., ICML 2023, with seconds of recovery in place of an epoch of finetuning.
+    """
+    config = config or Importance()
+    sites.check_k(len(sites) - len(sites.mergeable))
+    part = data.train.first(2 * config.count, config.seed)
+    half = len(part) // 2
+    recover, held = (replace(part, images=part.images[s], labels=part.labels[s])
+                     for s in (slice(half), slice(half, None)))  # fmt: skip
+    before = _loss(model, held)
+
+    def rise(plan: Plan) -> float:
+        small = shrink(model, plan, image_size=sites.image_size)
+        if config.finetune is not None:
+            small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
+        else:
+            recalibrate_batchnorm(small, (images for images, _ in recover.batches(64)))
+        return _loss(small, held) - before
+
+    return _of_each(model, sites, config.longest, rise, "importance" if progress else "")
+
+
+def rank(
+    model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True,
+    longest: int = 1,
+) -> Found:  # fmt: skip
+    """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
+
+    Args:
+        model: the network; left as it is.
+        sites: of the model.
+        images: unlabelled, as for `calibrate`; some hundreds are enough.
+        config: settings of the calibrations; kept blocks are not adjusted.
+        progress: show a bar.
+        longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
+    Returns:
+        As from a search, with a mask for every k; `m` and `runs` are mean Kullback-Leibler divergences, in nats.
+    """
+    sites.check_k(len(sites) - len(sites.mergeable))
+    config = replace(config or Calibrate(), refit=False)
+    expected = logits_of(model, images, config.batch_size)
+
+    def worse(plan: Plan) -> float:
+        small = calibrate(model, plan, images, config, progress=False).model
+        return divergence(logits_of(small, images, config.batch_size), expected)
+
+    return _of_each(model, sites, longest, worse, "rank" if progress else "")
+
+
+def divergence(logits: Tensor, expected: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of a softmax from the expected one, both from logits (N, classes), in nats."""
+    mine, theirs = logits.double().log_softmax(1), expected.double().log_softmax(1)
+    return F.kl_div(mine, theirs, log_target=True, reduction="batchmean").item()
+
+
+def agreement(logits: Tensor, expected: Tensor) -> float:
+    """Share of images with the same top-1, 0 to 1: stands for accuracy where there are no labels."""
+    return (logits.argmax(1) == expected.argmax(1)).float().mean().item()
+
+
+def _of_each(model: nn.Module, sites: Sites, longest: int, value: Callable[[Plan], float], title: str) -> Found:
+    """The value of each plan that removes one site, or merges one run, and keeps all others."""
+    options = [(name,) for name in sites.mergeable] + [names for names, _ in possible_runs(model, sites, longest)]
+    found = {}
+    for names in tqdm(options, title, leave=False, disable=None if title else True):
+        mask = sites.mask([name for name in sites.names if name not in names])
+        found["+".join(names)] = value(Plan(mask, [names] if len(names) > 1 else []))
+    always = tuple(name for name in sites.names if name not in sites.mergeable)
+    return Found({name: found.pop(name) for name in sites.mergeable}, always, sites.names, runs=found)
+
+
+def _loss(model: nn.Module, split: Split | FolderSplit) -> float:
+    return F.cross_entropy(predict(model, split), labels_of(split)).item()

@@ -1,0 +1,137 @@
+"""What a site matters, with labels and without, and `dslib calibrate`, which ranks by it."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import Tiny, photos
+from torch import nn
+
+import dslib
+from dslib import planning
+from dslib.calibration import Calibrate, calibrate, logits_of
+from dslib.errors import BadConfig
+from dslib.importance import Importance, agreement, divergence, importance, rank
+from dslib.searching import Found
+from dslib.training import recalibrate_batchnorm
+
+
+def test_ranking_gives_a_mask_for_every_k(tiny):
+    x = photos(48)
+    sites = dslib.find_sites(tiny, 32)
+    found = rank(tiny, sites, x, progress=False)
+    assert all(value > 0 for value in found.m.values())
+    assert [found.mask(k).k for k in range(4)] == [0, 1, 2, 3]
+    alone = calibrate(tiny, sites.mask(["blocks.0", "blocks.1"]), x, Calibrate(refit=False)).model
+    assert found.m["blocks.2"] == divergence(logits_of(alone, x), logits_of(tiny, x))
+    assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
+
+
+def test_ranking_of_runs(tiny):
+    x = photos(48)
+    sites = dslib.find_sites(tiny, 32)
+    found = rank(tiny, sites, x, progress=False, longest=3)
+    assert list(found.runs) == ["blocks.0+blocks.1", "blocks.1+blocks.2", "blocks.0+blocks.1+blocks.2"]
+    plan = dslib.Plan(sites.mask(["blocks.0"]), [("blocks.1", "blocks.2")])
+    small = calibrate(tiny, plan, x, Calibrate(refit=False)).model
+    assert found.runs["blocks.1+blocks.2"] == divergence(logits_of(small, x), logits_of(tiny, x))
+
+
+def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
+    model = tiny.float()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sites = dslib.find_sites(model, 16)
+    config = Importance(count=64, longest=2)
+    found = importance(model, digits, sites, config, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(found.m) == set(sites.names)
+    assert set(found.runs) == {"blocks.0+blocks.1", "blocks.1+blocks.2"}
+    part = digits.train.first(128)
+    x, y = next(part.batches(128))
+    small = dslib.shrink(model, sites.mask(["blocks.0", "blocks.2"]), image_size=16)
+    recalibrate_batchnorm(small, [x[:64]])
+    with torch.no_grad():
+        rise = nn.functional.cross_entropy(small(x[64:]), y[64:]) - nn.functional.cross_entropy(model(x[64:]), y[64:])
+    assert found.m["blocks.1"] == pytest.approx(rise.item(), abs=1e-5)
+    assert importance(model, digits, sites, config, progress=False) == found
+    config = replace(config, longest=1, finetune=dslib.Finetune(epochs=1, lr=0.1, batch_size=32, alpha=0.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+        tuned = importance(model, digits, sites, config, progress=False)
+    assert tuned.m != found.m
+    assert tuned.runs == {}
+    with pytest.raises(BadConfig, match="longest: expected 1 or more"):
+        Importance(longest=0)
+
+
+def test_batchnorms_get_the_statistics_of_the_batches(tiny):
+    images = torch.randn(8, 4, 6, 6, dtype=torch.float64) * 3 + 1
+    norm = nn.Sequential(nn.BatchNorm2d(4, momentum=0.3), nn.Dropout()).double()
+    recalibrate_batchnorm(norm, [images[:4], images[4:]])
+    torch.testing.assert_close(norm[0].running_mean, images.mean((0, 2, 3)))
+    variances = torch.stack([part.var((0, 2, 3)) for part in images.split(4)]).mean(0)
+    torch.testing.assert_close(norm[0].running_var, variances)
+    assert norm[0].momentum == 0.3
+    assert not any(module.training for module in norm.modules())
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """`dslib calibrate` in this process, in tmp_path, for a trained Tiny; gives its output."""
+    from dslib.checkpoints import save_tensors
+    from dslib.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
+
+    def run(*words) -> str:
+        given = ("calibrate", "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
+        monkeypatch.setattr(sys, "argv", ["dslib", *given, *map(str, words)])
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_folder_of_photos_is_enough(tmp_path, command):
+    from PIL import Image
+
+    for i in range(12):
+        path = tmp_path / "photos" / str(i % 3) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 30), 80).convert("RGB").save(path)
+    words = ("--images", "photos", "--image-size", 32, "--k", 1, "--rank-count", 8, "--out", "net.json")
+    out = command(*words, "--ranking", "ranking.json", "--no-refit")
+    assert "k=1 of 3" in out
+    assert "agrees with the original on" in out
+    model, recipe = dslib.load(tmp_path / "net.json")
+    assert len(recipe.merged) == 2
+    assert not dslib.unmerged(model)
+    assert Found.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
+    (tmp_path / "photos" / "0" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        command(*words)
+    assert "k=1 of 3" in command(*words, "--skip-corrupt")
+
+
+def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
+    dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
+    out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
+    assert "accuracy" in out
+    assert dslib.load(tmp_path / "net.json")[1].classes == tuple("0123456789")
+    mask = dslib.Mask.load(tmp_path / "mask.json")
+    monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (1.5, 1.4, 1.6)))
+    out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
+    assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
+    assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
+    for words in (
+        ("--images", "digits"),
+        ("--images", "digits", "--k", 1, "--speedup", 2),
+        ("--images", tmp_path, "--k", 1),
+        ("--images", "digits", "--k", 7),
+    ):
+        with pytest.raises(SystemExit):
+            command(*words, "--out", "other.json")
+    assert not (tmp_path / "other.json").exists()

@@ -1,0 +1,68 @@
+"""Rivals of the search: each gives a mask for every k, and is what its name says."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import Tiny
+
+import dslib
+from dslib.errors import MaskMismatch
+from dslib.profiling import CostTable
+from dslib.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, learned_slopes, within
+from dslib.searching import Found, add_gates
+from dslib.training import Train
+
+COST = CostTable({f"blocks.{i}": 5.0 for i in range(3)}, {f"blocks.{i}": 9.0 for i in range(3)},
+                 {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0}, 20.0, 1, 16, "cpu", "eager")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_each_rival_gives_a_mask_for_every_k(name, tiny, digits):
+    model = tiny.float()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    sites = dslib.find_sites(model, 16)
+    found = [RIVALS[name](model, digits, sites, COST, seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert [found[0].mask(k).k for k in range(4)] == [0, 1, 2, 3]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if name != "keep the cheapest":
+        assert found[0] != found[2]
+
+
+def test_the_costliest_go_first():
+    found = keep_cheapest(Tiny(), None, dslib.find_sites(Tiny(), 16), COST)
+    assert [found.mask(k).removed for k in (2, 1)] == [("blocks.1",), ("blocks.1", "blocks.2")]
+
+
+def test_even_spacing():
+    model = dslib.load_model("mobilenet_v2").model
+    found = evenly_spaced(model, None, dslib.find_sites(model, 64), COST)
+    names = found.order
+    for k, widest in ((15, 9), (13, 5)):
+        places = [-1, *(names.index(name) for name in found.mask(k).removed), len(names)]
+        assert max(b - a for a, b in pairwise(places)) <= widest
+
+
+def test_slopes_blend_and_are_pushed_to_the_identity(tiny, digits):
+    model = tiny.float()
+    sites = dslib.find_sites(model, 16)
+    sloped, gates = add_gates(model, sites, Slope)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(sloped(x), model(x))
+    gates.m.data.zero_()
+    linear = add_gates(model, sites)
+    linear[1].keep(0)
+    torch.testing.assert_close(sloped(x), linear[0](x))
+    config = Train(epochs=2, lr=0.1, batch_size=32)
+    free, pushed = (learned_slopes(model, digits, sites, COST, 0, config, weight) for weight in (0.0, 100.0))
+    assert sum(pushed.m.values()) < sum(free.m.values())
+
+
+def test_the_first_mask_within_a_budget():
+    masks = [Found({"blocks.0": 1.0, "blocks.1": 3.0, "blocks.2": 2.0}, (), tuple(COST.kept)).mask(k)
+             for k in (3, 2, 1, 0)]  # fmt: skip
+    assert within(masks, COST, 20.0).k == 3
+    assert within(masks, COST, 17.0).k == 1
+    with pytest.raises(MaskMismatch, match="the quickest of these masks takes 13.00 ms per batch, found 5"):
+        within(masks, COST, 5.0)
