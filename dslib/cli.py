@@ -18,7 +18,9 @@ from .cli_options import (
     parse_options,
     runtime_option,
     settings,
+    trained_network,
 )
+from .cli_plan import importance_command, plan_command
 from .cli_run import run_command
 from .errors import BadConfig, BadModel, DslibError
 from .finetuning import Finetune
@@ -52,6 +54,8 @@ def app() -> None:
 app.add_command(bench)
 app.add_command(calibrate_command)
 app.add_command(run_command)
+app.add_command(importance_command)
+app.add_command(plan_command)
 
 
 @app.command("sites")
@@ -73,11 +77,12 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
 @device_option
 @runtime_option
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
-@click.option("--mask", "mask_file", type=Path, help="A mask's JSON, to predict its latency.")
+@click.option("--longest", default=1, show_default=True, help="Most sites in a row to measure as one convolution.")
+@click.option("--mask", "--plan", "plan_file", type=Path, help="A mask's or plan's JSON, to predict its latency.")
 @click.option("--out", type=Path, help="Where to keep the table as JSON.")
 def profile_command(
     model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
-    device: str, runtime: str, precision: str, mask_file: Path | None, out: Path | None,
+    device: str, runtime: str, precision: str, longest: int, plan_file: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure each site kept, linear and merged on this device."""
     import dslib
@@ -86,14 +91,17 @@ def profile_command(
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
     sites = dslib.find_sites(network, image_size)
-    table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision)
+    table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision,
+                          longest=longest)  # fmt: skip
     click.echo(table.frame.round(3).to_string())
     click.echo(
         f"whole network {table.total:.2f} ms; ms per batch of {table.batch_size}; {table.device}, {table.runtime}"
     )
-    if mask_file:
-        predicted = table.predict(dslib.Mask.load(mask_file))
-        click.echo(f"{mask_file}: {predicted:.2f} ms predicted, {table.total / predicted:.2f} times as fast")
+    for run, ms in table.runs.items():
+        click.echo(f"{run} as one convolution: {ms:.3f} ms")
+    if plan_file:
+        predicted = table.predict(dslib.Plan.load(plan_file))
+        click.echo(f"{plan_file}: {predicted:.2f} ms predicted, {table.total / predicted:.2f} times as fast")
     if out:
         table.save(out)
 
@@ -111,7 +119,7 @@ def search_command(
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
 
-    network, loaded = _trained(model, weights, options, data, image_size, skip_corrupt, device)
+    network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     costs = dslib.CostTable.load(cost) if cost else None
     sites = dslib.find_sites(network, loaded.image_size)
     found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out))
@@ -139,7 +147,7 @@ def shrink_command(
     import dslib
     from dslib.recipes import activation
 
-    network, loaded = _trained(model, weights, options, data, image_size, False, "cpu")
+    network, loaded = trained_network(model, weights, options, data, image_size, False, "cpu")
     plan = _plan(search_file, k, mask_file)
     small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
     recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(plan.mask), boundary,
@@ -202,28 +210,6 @@ def export_command(recipe: Path, image_size: int | None, out: Path) -> None:
 
     network, found = dslib.load(recipe)
     click.echo(f"written: {dslib.export(network, out, image_size or found.image_size)}")
-
-
-def _trained(
-    model: str,
-    weights: str,
-    options: tuple[str, ...],
-    data: str,
-    image_size: int | None,
-    skip_corrupt: bool,
-    device: str,
-) -> tuple[Any, Any]:
-    """The network and the data; a head that was never trained for the data's classes is refused."""
-    import dslib
-    from dslib.devices import pick_device
-
-    loaded = dslib.load_data(data, image_size, skip_corrupt)
-    network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
-    if not trained:
-        raise BadModel(f"{model} with weights {weights!r} is not trained for the "
-                       f"{len(loaded.classes)} classes of {data}: "
-                       "give weights that are, or let `dslib run` train it first")  # fmt: skip
-    return network.to(pick_device(device)), loaded
 
 
 def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .cli_bench_calibration import CALIBRATION
+from .cli_bench_search import SEARCH
 from .cli_options import (
     Command,
     all_of,
@@ -48,7 +49,7 @@ def bench() -> None:
     """Benchmarks; each can write a record of this machine."""
 
 
-for _command in CALIBRATION:
+for _command in (*CALIBRATION, *SEARCH):
     bench.add_command(_command)
 
 

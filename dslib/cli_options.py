@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import BadConfig
+from .errors import BadConfig, BadModel
 from .runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -96,6 +96,28 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             parsed[name] = value
     return parsed
+
+
+def trained_network(
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    data: str,
+    image_size: int | None,
+    skip_corrupt: bool,
+    device: str,
+) -> tuple[Any, Any]:
+    """The network and the data; a head that was never trained for the data's classes is refused."""
+    import dslib
+    from dslib.devices import pick_device
+
+    loaded = dslib.load_data(data, image_size, skip_corrupt)
+    network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
+    if not trained:
+        raise BadModel(f"{model} with weights {weights!r} is not trained for the "
+                       f"{len(loaded.classes)} classes of {data}: "
+                       "give weights that are, or let `dslib run` train it first")  # fmt: skip
+    return network.to(pick_device(device)), loaded
 
 
 def write_record(record: Record, out: Path | None) -> None:

@@ -64,6 +64,8 @@ LAYERS = [
     "bench",
     "cli_options",
     "cli_run",
+    "cli_plan",
+    "cli_bench_search",
     "cli_bench_calibration",
     "cli_bench",
     "cli_calibrate",

@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dslib
 from dslib import planning
+from dslib.cli import app
 from dslib.errors import BadConfig, DslibError, MaskMismatch
 from dslib.measuring import Timing
-from dslib.planning import for_speedup, pareto, plan
+from dslib.planning import for_speedup, joint, pareto, plan
 from dslib.profiling import CostTable
 from dslib.searching import Found
 
@@ -150,3 +152,37 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
     for speedup, text in ((1.0, "speedup: expected more than 1"), (1.4, unreached)):
         with pytest.raises(DslibError, match=text):
             for_speedup(tiny, found, cost, speedup)
+
+
+def test_the_joint_frontier_of_two_widths():
+    narrow, wide = tables([1.0, 2.0], [3.0, 4.0]), tables([0.1, 0.4], [3.0, 4.0])
+    narrow = (narrow[0], replace(narrow[1], total=15.0), 2.0)  # its own loss is higher
+    front = joint({"narrow": narrow, "wide": (*wide, 0.0)})
+    every = [(p.latency, own + p.loss) for found, cost, own in (narrow, (*wide, 0.0)) for p in pareto(found, cost)]
+    unbeaten = sorted((a, b) for a, b in every if not any((c <= a and d <= b) and (c, d) != (a, b) for c, d in every))
+    assert [(one.planned.latency, one.loss) for one in front] == unbeaten[::-1]
+    assert {one.network for one in front} == {"narrow", "wide"}
+    assert front[0].network == "wide"
+    with pytest.raises(MaskMismatch, match="costs of different settings"):
+        joint({"narrow": narrow, "wide": (wide[0], replace(wide[1], batch_size=8), 0.0)})
+
+
+def test_importances_and_costs_become_a_plan_on_the_command_line(tmp_path):
+    found, cost = tables([1.0, 2.0, 0.5], [1.0, 2.0, 3.0], [0.1, 9.0], [4.0, 4.0])
+    found.save(tmp_path / "found.json")
+    cost.save(tmp_path / "cost.json")
+    words = ["plan", "--importance", str(tmp_path / "found.json"), "--cost", str(tmp_path / "cost.json")]
+
+    def call(*more):
+        return CliRunner().invoke(app, [*words, *map(str, more)])
+
+    shown = call().output.splitlines()
+    assert len(shown) == len(pareto(found, cost))
+    assert "removed: none" in shown[0]
+    out = tmp_path / "plan.json"
+    done = call("--latency", 31, "--out", out)
+    assert "31.00 ms predicted, 1.13 times as fast; k=1, removed: s0+s1" in done.output
+    assert dslib.Plan.load(out) == plan(found, cost, 31.0)
+    assert "s2" in call("--speedup", 1.05).output
+    for wrong in (("--latency", 31, "--speedup", 2), ("--out", out), ("--speedup", 0), ("--latency", 1)):
+        assert isinstance(call(*wrong).exception, DslibError)

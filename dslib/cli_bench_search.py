@@ -1,0 +1,89 @@
+"""The command line's benchmarks of searching and planning: `dslib bench methods` and others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import (
+    device_option,
+    model_options,
+    out_option,
+    parse_options,
+    resumed_option,
+    runtime_option,
+    weights_option,
+    write_record,
+)
+
+
+@click.command("methods")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@weights_option("default")
+@model_options
+@click.option("--data", default="imagenette", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--method", "methods", multiple=True, help="Default: planner, search, random, keep the cheapest.")
+@click.option("--speedup", "speedups", type=float, multiple=True, default=(1.2, 1.5), show_default=True)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--epochs", default=1, show_default=True, help="Of the finetuning.")
+@click.option("--search-epochs", default=2, show_default=True)
+@click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
+@click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
+@click.option("--batch-size", default=32, show_default=True, help="That latencies are measured at.")
+@runtime_option
+@device_option
+@click.option("--hours", type=float, help="Begin nothing after so many; what is missing is told.")
+@resumed_option
+def methods_bench(options: tuple[str, ...], methods: tuple[str, ...], hours: float | None, out: Path | None,
+                  **given: Any) -> None:  # fmt: skip
+    """Ways to choose what to keep, at equal latency, finetuned alike."""
+    from .bench.methods import MINIMUM, Matrix, record_methods
+
+    matrix = Matrix(**given, options=parse_options(options), methods=methods or MINIMUM)
+    record_methods(matrix, hours, out, click.echo)
+
+
+@click.command("sign")
+@click.option(
+    "--weight",
+    "weights",
+    type=float,
+    multiple=True,
+    default=(0.0, 0.03, 0.1, 0.3, 1.0, 3.0),
+    show_default=True,
+    help="Latency weights.",
+)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--k", default=8, show_default=True, help="Sites to keep.")
+@click.option("--epochs", default=3, show_default=True)
+@resumed_option
+def sign_bench(**given: Any) -> None:
+    """Whether a larger latency weight makes the search's networks faster, on the embedded digits."""
+    from .bench.sign import record_sign
+
+    record_sign(**given, echo=click.echo)
+
+
+@click.command("steps")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--image-size", default=128, show_default=True, help="Side in pixels.")
+@click.option("--batch-size", default=32, show_default=True)
+@click.option("--rounds", default=20, show_default=True)
+@device_option
+@click.option("--compiled", is_flag=True, help="Both by torch.compile.")
+@out_option
+def steps_bench(out: Path | None, **given: Any) -> None:
+    """What a step of the search costs over a plain training step."""
+    from .bench.steps import record_steps
+
+    record = record_steps(**given)
+    values = record.values
+    click.echo(f"a search step takes {values['search_over_plain']:.2f} times as long as a plain one (quartiles "
+               f"{values['q25']:.2f} to {values['q75']:.2f}; {values['runtime']})")  # fmt: skip
+    write_record(record, out)
+
+
+SEARCH = (methods_bench, sign_bench, steps_bench)

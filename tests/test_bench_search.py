@@ -1,0 +1,111 @@
+"""The benchmarks of searching and planning: a short run of each, resumed, and cut short."""
+
+import pytest
+from conftest import Tiny, randomise_batchnorm
+
+import dslib
+from dslib import finetuning
+from dslib.bench import methods, sign
+from dslib.bench.methods import METHODS, Matrix, record_methods
+from dslib.bench.sign import record_sign, spearman
+from dslib.bench.steps import record_steps
+from dslib.errors import BadConfig, BadModel
+from dslib.models import Loaded
+from dslib.profiling import CostTable
+
+NAMES = [f"blocks.{i}" for i in range(3)]
+COST = CostTable(dict.fromkeys(NAMES, 5.0), dict.fromkeys(NAMES, 4.0), dict.fromkeys(NAMES, 3.0), 20.0, 4, 16, "cpu",
+                 "eager", runs={"blocks.0+blocks.1": 4.0})  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch, digits):
+    model = Loaded(randomise_batchnorm(Tiny()), True)
+    monkeypatch.setattr(methods, "load_data", lambda *_: digits)
+    monkeypatch.setattr(methods, "load_model", lambda *_: model)
+    monkeypatch.setattr(methods, "profile", lambda *_, **__: COST)
+    monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
+    return Matrix("tiny", "digits", methods=METHODS, speedups=(1.1, 1.3, 9.0), seeds=1, search_epochs=1, count=64,
+                  rank_count=32, batch_size=4, device="cpu")  # fmt: skip
+
+
+def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
+    out, told = tmp_path / "methods.json", []
+    record = record_methods(small, None, out, told.append)
+    rows = {(r["method"], r["speedup"]): r for r in record.values["rows"] if "method" in r}
+    assert set(rows) == {(method, speedup) for method in METHODS for speedup in (1.1, 1.3, 9.0)}
+    for (method, speedup), row in rows.items():
+        if speedup == 9.0:
+            assert "ms per batch, found" in row["error"]
+            continue
+        assert row["predicted_ms"] <= 20.0 / speedup
+        assert 0 <= row["accuracy"] <= 1
+        assert row["measured_speedup"] > 0
+        joined = method == "planner with runs" and speedup == 1.3
+        assert len(row["removed"]) == (1 if speedup == 1.1 else 2 if joined else 3), method
+    assert len(told) == len(rows)
+    assert "--method planner --method" in record.command
+    monkeypatch.setattr(methods, "calibrate", None)  # all rows but the failed ones stand
+    again = record_methods(small, None, out, told.append)
+    done = [row for row in record.values["rows"] if "error" not in row]
+    assert [row for row in again.values["rows"] if "error" not in row] == done
+
+
+def test_what_is_missing_when_the_hours_are_over_is_told(small):
+    told = []
+    record = record_methods(small, 0.0, None, told.append)
+    assert not [row for row in record.values["rows"] if "method" in row]
+    assert len(told) == 3 * len(METHODS)
+    assert told[0].startswith("missing: planner, 1.1 times, seed 0 (the hours are over")
+
+
+def test_bad_matrices_are_refused(small, monkeypatch):
+    with pytest.raises(BadConfig, match="methods: expected some of planner, .* found guessing"):
+        Matrix(methods=("guessing",))
+    with pytest.raises(BadConfig, match="speedups: expected more than 1"):
+        Matrix(speedups=(0.5,))
+    monkeypatch.setattr(methods, "load_model", lambda *_: Loaded(Tiny(), False))
+    with pytest.raises(BadModel, match="is not trained for digits"):
+        record_methods(small)
+
+
+def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
+    monkeypatch.setattr(sign, "load_data", lambda *_: digits)
+    monkeypatch.setattr(sign, "load_model", lambda *_, **__: Loaded(randomise_batchnorm(Tiny()), False))
+    monkeypatch.setattr(sign, "pretrain", lambda *_, **__: None)
+    cost = CostTable({n: 5.0 for n in NAMES}, {n: 5.0 for n in NAMES}, dict(zip(NAMES, (4.0, 1.0, 3.0), strict=True)),
+                     20.0, 4, 16, "cpu", "eager")  # fmt: skip
+    monkeypatch.setattr(sign, "profile", lambda *_: cost)
+    told = []
+    record = record_sign((0.0, 100.0), 2, 2, 1, tmp_path / "sign.json", told.append)
+    rows = [row for row in record.values["rows"] if "weight" in row]
+    assert [(row["weight"], row["seed"]) for row in rows] == [(0.0, 0), (0.0, 1), (100.0, 0), (100.0, 1)]
+    assert [row["removed"] for row in rows if row["weight"]] == [["blocks.1"]] * 2
+    assert "rank correlation" in told[0]
+    assert record_sign((0.0, 100.0), 2, 2, 1, tmp_path / "sign.json").values == record.values
+
+
+def test_rank_correlation():
+    import pandas as pd
+
+    frame = pd.DataFrame({"weight": [0.0, 0.1, 1.0, 10.0], "predicted_ms": [9.0, 8.0, 8.5, 2.0]})
+    assert spearman(frame) == pytest.approx(-0.8)
+
+
+def test_a_search_step_is_compared_with_a_plain_one():
+    values = record_steps("mobilenet_v2", 32, 2, 3, "cpu").values
+    networks = values["networks"]
+    expected = networks["search"]["latency_ms"] / networks["plain"]["latency_ms"]
+    assert values["search_over_plain"] == pytest.approx(expected)
+    assert values["q25"] <= values["q75"]
+
+
+def test_costs_of_runs_are_profiled(tiny):
+    model = tiny.float()
+    sites = dslib.find_sites(model, 32)
+    table = dslib.profile(model, sites, 2, rounds=2, longest=3)
+    assert list(table.runs) == ["blocks.0+blocks.1", "blocks.1+blocks.2", "blocks.0+blocks.1+blocks.2"]
+    assert min(table.runs.values()) > 0
+    plan = dslib.Plan(sites.mask(["blocks.2"]), [("blocks.0", "blocks.1")])
+    saved = table.kept["blocks.0"] + table.kept["blocks.1"] - table.runs["blocks.0+blocks.1"]
+    assert table.predict(plan) == pytest.approx(table.total - saved)
