@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -182,6 +183,13 @@ def _leaves(found: tuple[str, nn.Module]) -> list[str]:
 
 def _is_plain_sequential(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def structure_of(model: nn.Module) -> str:
+    """Twelve hex digits that two networks share if their modules and the shapes of their parameters are the same."""
+    kinds = [f"{name}:{type(module).__name__}" for name, module in model.named_modules()]
+    shapes = [f"{name}:{tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
+    return hashlib.sha256("\n".join([*kinds, *shapes]).encode()).hexdigest()[:12]
 
 
 def shared_modules(model: nn.Module) -> dict[str, str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .blocks import structure_of
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
 from .errors import require
@@ -17,7 +19,6 @@ from .masks import Plan
 from .searching import Found
 from .shrinking import possible_runs, shrink
 from .sites import Sites
-from .splits import FolderSplit, Split
 from .training import labels_of, predict, recalibrate_batchnorm
 
 
@@ -59,22 +60,25 @@ def importance(
     Source: the importance of Kim et al., ICML 2023, with seconds of recovery in place of an epoch of finetuning.
     """
     config = config or Importance()
-    sites.check_k(len(sites) - len(sites.mergeable))
+    sites.check_k(len(sites.always_kept))
     part = data.train.first(2 * config.count, config.seed)
     half = len(part) // 2
     recover, held = (replace(part, images=part.images[s], labels=part.labels[s])
                      for s in (slice(half), slice(half, None)))  # fmt: skip
-    before = _loss(model, held)
+    size = min(64, half)
+    whole = torch.arange(half // size * size)
 
-    def rise(plan: Plan) -> float:
+    def loss(plan: Plan) -> float:
         small = shrink(model, plan, image_size=sites.image_size)
         if config.finetune is not None:
             small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
         else:
-            recalibrate_batchnorm(small, (images for images, _ in recover.batches(64)))
-        return _loss(small, held) - before
+            recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
+        return F.cross_entropy(predict(small, held), labels_of(held)).item()
 
-    return _of_each(model, sites, config.longest, rise, "importance" if progress else "")
+    before = loss(Plan(sites.mask(sites.names)))  # the same recovery, so that it counts for nothing
+    found = _of_each(model, sites, config.longest, lambda plan: loss(plan) - before, "importance" if progress else "")
+    return replace(found, unit="nats of cross-entropy")
 
 
 def rank(
@@ -93,7 +97,7 @@ def rank(
     Returns:
         As from a search, with a mask for every k; `m` and `runs` are mean Kullback-Leibler divergences, in nats.
     """
-    sites.check_k(len(sites) - len(sites.mergeable))
+    sites.check_k(len(sites.always_kept))
     config = replace(config or Calibrate(), refit=False)
     expected = logits_of(model, images, config.batch_size)
 
@@ -101,7 +105,7 @@ def rank(
         small = calibrate(model, plan, images, config, progress=False).model
         return divergence(logits_of(small, images, config.batch_size), expected)
 
-    return _of_each(model, sites, longest, worse, "rank" if progress else "")
+    return replace(_of_each(model, sites, longest, worse, "rank" if progress else ""), unit="nats of divergence")
 
 
 def divergence(logits: Tensor, expected: Tensor) -> float:
@@ -122,9 +126,5 @@ def _of_each(model: nn.Module, sites: Sites, longest: int, value: Callable[[Plan
     for names in tqdm(options, title, leave=False, disable=None if title else True):
         mask = sites.mask([name for name in sites.names if name not in names])
         found["+".join(names)] = value(Plan(mask, [names] if len(names) > 1 else []))
-    always = tuple(name for name in sites.names if name not in sites.mergeable)
-    return Found({name: found.pop(name) for name in sites.mergeable}, always, sites.names, runs=found)
-
-
-def _loss(model: nn.Module, split: Split | FolderSplit) -> float:
-    return F.cross_entropy(predict(model, split), labels_of(split)).item()
+    m = {name: found.pop(name) for name in sites.mergeable}
+    return Found(m, sites.always_kept, sites.names, runs=found, network=structure_of(model))

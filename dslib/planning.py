@@ -77,7 +77,7 @@ def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
     """All plans that no other beats in both latency and importance removed, the slowest first.
 
     Exact by dynamic programming over the sites: only plans of the first sites that no other beats can be part of one
-    of the whole. (Where they are more than 20,000, savings are rounded down to a 20,000th of all that can be saved.)
+    of the whole. (Where they are more than 20,000, of those that save alike to a 20,000th of all the best one stays.)
 
     Args:
         found, cost, merged: as for `plan`.
@@ -85,8 +85,12 @@ def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
     options = _options(found, cost, merged)
     fronts = _fronts(options)
     last = fronts[-1]
-    plans = {i: _plan_of(fronts, options, int(i), found) for i in last.saving.argsort()}
-    return [Planned(best, cost.predict(best, merged), float(last.loss[i])) for i, best in plans.items()]
+    plans = [(_plan_of(fronts, options, int(i), found), float(last.loss[i])) for i in last.saving.argsort()]
+    best: list[Planned] = []
+    for one in (Planned(p, cost.predict(p, merged), loss) for p, loss in plans[::-1]):  # sums differ by rounding
+        if not best or (one.latency > best[-1].latency and one.loss < best[-1].loss):
+            best.append(one)
+    return best[::-1]
 
 
 class Joint(NamedTuple):
@@ -101,12 +105,15 @@ def joint(networks: Mapping[str, tuple[Found, CostTable, float]], merged: bool =
     """Over several networks (widths of one, say), all plans that no other beats in latency and loss, slowest first.
 
     Args:
-        networks: name -> importances and costs of the network, and its own loss, in the unit of the importances. The
-            costs must be of one device, runtime, batch size and image size.
+        networks: name -> importances (from `importance`) and costs of the network, and its own cross-entropy (nats);
+            the costs are of one device, runtime, batch size and image size.
         merged: as for `plan`.
     Raises:
         MaskMismatch: if the costs are of different settings.
     """
+    units = {found.unit for found, _, _ in networks.values()}
+    require(units == {"nats of cross-entropy"}, "expected importances in nats of cross-entropy, to be added to a "
+            f"network's own, found {', '.join(map(repr, sorted(units)))}", MaskMismatch)  # fmt: skip
     settings = {(c.device, c.runtime, c.batch_size, c.image_size) for _, c, _ in networks.values()}
     require(len(settings) == 1, f"costs of different settings cannot be compared: {sorted(settings)}", MaskMismatch)
     every = [Joint(name, planned, own + planned.loss) for name, (found, cost, own) in networks.items()
@@ -140,7 +147,7 @@ def for_speedup(
     require(speedup > 1, f"speedup: expected more than 1, found {speedup:g}")
     size, device = cost.image_size, next(model.parameters()).device
     images = torch.randn(cost.batch_size, in_channels(model), size, size, device=device, dtype=dtype_of(model))
-    least = pareto(found, cost)[-1].latency
+    least = cost.total - _fronts(_options(found, cost, merged=True))[-1].saving.max()
     latency = max(cost.total / speedup, least)
     while True:
         best = plan(found, cost, latency)
@@ -156,16 +163,19 @@ def for_speedup(
 
 def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
     """For each site what can be done that ends with it: keep it, remove it, or merge it with those before it."""
+    require(bool(found.unit), "these importances only order the sites, their sums mean nothing: take a mask of "
+            "them, or importances from `importance` or `rank`", MaskMismatch)  # fmt: skip
+    same = not (found.network and cost.network) or found.network == cost.network
+    require(same, "importances and costs are of different networks: profile the one that was ranked", MaskMismatch)
     cost.check(found.m)
     place = {name: i for i, name in enumerate(found.order)}
     options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]
     for name, loss in found.m.items():
-        saving = cost.saving((name,), merged)
-        options[place[name]].append(_Choice(place[name], saving, loss, True))
-    for run in set(found.runs) & set(cost.runs):
-        names = tuple(run.split("+"))
-        first, last = place[names[0]], place[names[-1]]
-        options[last].append(_Choice(first, cost.saving(names, merged), found.runs[run], True))
+        options[place[name]].append(_Choice(place[name], cost.saving((name,), merged), loss, True))
+    for run, loss in found.runs.items():
+        if run in cost.runs:
+            names = tuple(run.split("+"))
+            options[place[names[-1]]].append(_Choice(place[names[0]], cost.saving(names, merged), loss, True))
     losses = [choice.loss for row in options for choice in row]
     require(all(map(math.isfinite, losses)), "an importance is NaN or infinite: rank the sites again", MaskMismatch)
     return options
@@ -184,16 +194,16 @@ def _fronts(options: list[list[_Choice]]) -> list[_Front]:
             made = (before.saving + choice.saving, before.loss + choice.loss, np.full(size, index), np.arange(size))
             parts.append(_Front(*made))
         joined = _Front(*map(np.concatenate, zip(*parts, strict=True)))
-        best = _unbeaten(joined)
-        if len(best.saving) > MOST:
-            best = _unbeaten(joined._replace(saving=np.floor(joined.saving / step) * step))
-        fronts.append(best)
+        best = _unbeaten(joined, joined.saving)
+        fronts.append(best if len(best.saving) <= MOST else _unbeaten(best, np.floor(best.saving / step)))
     return fronts
 
 
-def _unbeaten(front: _Front) -> _Front:
-    """Those that no other beats in both saving and loss, the largest saving first."""
-    order = np.lexsort((front.loss, -front.saving))
+def _unbeaten(front: _Front, saving: np.ndarray) -> _Front:
+    """Those that no other beats in both loss and (so counted) saving, the largest first; that one always stays."""
+    saving = saving.copy()
+    saving[front.saving.argmax()] = np.inf
+    order = np.lexsort((front.loss, -saving))
     loss = front.loss[order]
     least = np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
     kept = order[loss < least]

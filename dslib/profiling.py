@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .blocks import in_channels
+from .blocks import in_channels, structure_of
 from .devices import this_machine
 from .errors import BadRecord, MaskMismatch, require
 from .graphs import dtype_of
@@ -36,6 +36,7 @@ class CostTable:
         device, runtime: where.
         busy: whether the machine had more to do meanwhile.
         runs: sites that follow each other, joined by '+' -> latency of the one convolution that they become together.
+        network: structure that it is of, see `blocks.structure_of`; '' if unknown.
     """
 
     kept: dict[str, float]
@@ -48,6 +49,7 @@ class CostTable:
     runtime: str
     busy: bool = False
     runs: dict[str, float] = field(default_factory=dict)
+    network: str = ""
 
     @property
     def savings(self) -> dict[str, float]:
@@ -150,39 +152,58 @@ def profile(
         longest: the most sites that follow each other to be measured as one convolution too; 1 is none.
     """
     require(min(batch_size, longest) > 0, f"expected a batch and runs of 1 or more, found {batch_size} and {longest}")
-    sites.check_k(len(sites) - len(sites.mergeable))
-    device, dtype = next(model.parameters()).device, dtype_of(model)
+    sites.check_k(len(sites.always_kept))
+    try:
+        return _profile(model, sites, batch_size, boundary, rounds, runtime, precision, longest)
+    except _Halved as halved:  # all of a table is of one batch size
+        return profile(model, sites, halved.size, boundary, rounds, runtime, precision, longest)
+
+
+class _Halved(Exception):
+    """What fits is a smaller batch."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"batch of {size}")
+        self.size = size
+
+
+def _profile(
+    model: nn.Module, sites: Sites, batch_size: int, boundary: Callable[[], nn.Module] | None, rounds: int,
+    runtime: str, precision: str | None, longest: int,
+) -> CostTable:  # fmt: skip
+    device, dtype, busy, described = next(model.parameters()).device, dtype_of(model), False, ""
+
+    def medians(states: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, float]:
+        nonlocal busy, described
+        images = torch.randn(batch_size, *shape, device=device, dtype=dtype)
+        timing = measure(states, images, rounds, runtime=runtime, precision=precision)
+        if timing.batch_size < batch_size:
+            raise _Halved(timing.batch_size)
+        busy, described = busy or timing.busy, timing.runtime
+        return {name: timing.median(name) for name in states}
+
+    shapes = {site.name: site.input_shape or () for site in sites}
     shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
-    busy = False
-    for site in sites:
-        if not site.mergeable or site.input_shape is None:
-            continue
-        images = torch.randn(batch_size, *site.input_shape, device=device, dtype=dtype)
+    for name in sites.mergeable:
         states = {
-            "kept": model.get_submodule(site.name),
-            "linear": shrunk[site.name],
-            "merged": merge_blocks([shrunk[site.name]], site.name),
+            "kept": model.get_submodule(name),
+            "linear": shrunk[name],
+            "merged": merge_blocks([shrunk[name]], name),
         }
-        timing = measure(states, images, rounds, runtime=runtime, precision=precision)
-        if timing.batch_size < batch_size:  # that much fits
-            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision, longest)
-        busy = busy or timing.busy
-        for state in states:
-            costs[state][site.name] = timing.median(state)
+        for state, ms in medians(states, shapes[name]).items():
+            costs[state][name] = ms
     runs = {}
     for names, small in possible_runs(model, sites, longest, boundary):
-        shape = next(site.input_shape for site in sites if site.name == names[0])
-        images = torch.randn(batch_size, *(shape or ()), device=device, dtype=dtype)
-        block = merge_blocks(list(shrunk_blocks(small).values()), "+".join(names))
-        timing = measure({"merged": block}, images, rounds, runtime=runtime, precision=precision)
-        if timing.batch_size < batch_size:
-            return profile(model, sites, timing.batch_size, boundary, rounds, runtime, precision, longest)
-        busy = busy or timing.busy
-        runs["+".join(names)] = timing.median("merged")
-    images = torch.randn(batch_size, in_channels(model), *[sites.image_size] * 2, device=device, dtype=dtype)
-    whole = measure({"all": model}, images, rounds, runtime=runtime, precision=precision)
-    if whole.batch_size < batch_size:
-        return profile(model, sites, whole.batch_size, boundary, rounds, runtime, precision, longest)
-    return CostTable(**costs, total=whole.median("all"), batch_size=batch_size, image_size=sites.image_size,
-                     device=str(device), runtime=whole.runtime, busy=busy or whole.busy, runs=runs)  # fmt: skip
+        run = "+".join(names)
+        states = {
+            "kept": nn.Sequential(*(model.get_submodule(name) for name in names)),
+            "merged": merge_blocks(list(shrunk_blocks(small).values()), run),
+        }
+        both = medians(states, shapes[names[0]])
+        runs[run] = (
+            sum(costs["kept"][name] for name in names) * both["merged"] / both["kept"]
+        )  # in turns with its blocks
+    total = medians({"all": model}, (in_channels(model), sites.image_size, sites.image_size))["all"]
+    return CostTable(**costs, total=total, batch_size=batch_size, image_size=sites.image_size, device=str(device),
+                     runtime=described, busy=busy, runs=runs, network=structure_of(model))  # fmt: skip

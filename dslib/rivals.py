@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .blocks import structure_of
 from .datasets import Data
 from .errors import MaskMismatch
 from .masks import Mask
@@ -27,12 +28,12 @@ Rival = Callable[[nn.Module, Data, Sites, CostTable, int], Found]
 def at_random(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
     """Sites in a random order."""
     rng = random.Random(seed)
-    return _found(sites, {name: rng.random() for name in sites.mergeable})
+    return _found(model, sites, {name: rng.random() for name in sites.mergeable})
 
 
 def keep_cheapest(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
     """The sites whose removal saves most go first, whatever they matter."""
-    return _found(sites, {name: -cost.saving((name,), merged=True) for name in sites.mergeable})
+    return _found(model, sites, {name: -cost.saving((name,), merged=True) for name in sites.mergeable})
 
 
 def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
@@ -41,12 +42,12 @@ def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, s
     With `seed` 0 the middle one goes first; else a random one.
     """
     names = list(sites.mergeable)
-    first = len(names) // 2 if seed == 0 else random.Random(seed).randrange(len(names))
-    gone = [first]
-    while len(gone) < len(names):
+    gone = [-1, len(names)]  # the network's ends
+    gone.append(len(names) // 2 if seed == 0 else random.Random(seed).randrange(len(names)))
+    while len(gone) < len(names) + 2:
         left = [i for i in range(len(names)) if i not in gone]
         gone.append(max(left, key=lambda i: min(abs(i - j) for j in gone)))
-    return _found(sites, {names[i]: float(place) for place, i in enumerate(gone)})
+    return _found(model, sites, {names[i]: float(place) for place, i in enumerate(gone[2:])})
 
 
 class Slope(Gate):
@@ -54,7 +55,7 @@ class Slope(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         """The blend, elementwise."""
-        return torch.lerp(x, self.act(x), self.gates.m[self.index].clamp(0, 1))
+        return torch.lerp(x, self.act(x), self.gates.m[self.index])
 
 
 def learned_slopes(
@@ -72,11 +73,15 @@ def learned_slopes(
     config = replace(config or Train(epochs=2, lr=0.04, batch_size=64), seed=seed)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        bent = 1 - (1 - gates.m.clamp(0, 1)).square()
+        bent = 1 - (1 - gates.m).square()
         return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing) + weight * bent.mean()
 
-    train(sloped, data, loss, config, title="slopes")
-    return _found(sites, dict(zip(gates.names, gates.m.tolist(), strict=True)))
+    def settle(_: float) -> None:
+        gates.m.data.clamp_(0, 1)
+
+    train(sloped, data, loss, config, before_step=settle, title="slopes")
+    settle(1.0)
+    return _found(model, sites, dict(zip(gates.names, gates.m.tolist(), strict=True)))
 
 
 RIVALS: dict[str, Rival] = {
@@ -100,6 +105,6 @@ def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
     raise MaskMismatch(f"latency: the quickest of these masks takes {quickest:.2f} ms per batch, found {latency:g}")
 
 
-def _found(sites: Sites, m: dict[str, float]) -> Found:
-    sites.check_k(len(sites) - len(sites.mergeable))
-    return Found(m, tuple(name for name in sites.names if name not in sites.mergeable), sites.names)
+def _found(model: nn.Module, sites: Sites, m: dict[str, float]) -> Found:
+    sites.check_k(len(sites.always_kept))
+    return Found(m, sites.always_kept, sites.names, network=structure_of(model))

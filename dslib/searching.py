@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import records
+from .blocks import structure_of
 from .datasets import Data
 from .errors import BadConfig, BadRecord, MaskMismatch, require
 from .graphs import removable_activations
@@ -68,6 +69,8 @@ class Found:
         order: all site names, in the network's order.
         history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
         runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
+        unit: what importances are, where their sum means something; '' if they only order the sites.
+        network: structure that they are of, see `blocks.structure_of`; '' if unknown.
     """
 
     m: dict[str, float]
@@ -75,6 +78,8 @@ class Found:
     order: tuple[str, ...]
     history: History = field(default_factory=list)
     runs: dict[str, float] = field(default_factory=dict)
+    unit: str = ""
+    network: str = ""
 
     def mask(self, k: int) -> Mask:
         """The mask that keeps k sites: the most important ones (and those that cannot be merged).
@@ -136,6 +141,7 @@ class Gates(nn.Module):
         self.names = tuple(names)
         self.m = nn.Parameter(torch.ones(len(names)))
         self.open = [True] * len(names)
+        self.register_buffer("flags", torch.ones(len(names), dtype=torch.bool), persistent=False)
 
     def keep(self, k: int) -> None:
         """Open the gates of the k largest m, close the others; ties go to the earlier site."""
@@ -144,6 +150,7 @@ class Gates(nn.Module):
         ranked = sorted(range(len(self.names)), key=lambda i: (-values[i], i))
         for place, i in enumerate(ranked):
             self.open[i] = place < k
+        self.get_buffer("flags").copy_(torch.tensor(self.open))
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -172,7 +179,10 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The activation if the gate is open, x bit for bit if not."""
-        y = self.act(x) if self.gates.open[self.index] else x
+        if torch.compiler.is_compiling():  # a choice in Python would be compiled anew with every mask
+            y = torch.where(self.gates.get_buffer("flags")[self.index], self.act(x), x)
+        else:
+            y = self.act(x) if self.gates.open[self.index] else x
         return _StraightThrough.apply(y, x.detach(), self.gates.m[self.index], self.act)
 
 
@@ -251,7 +261,7 @@ def search(
     unknown = [name for name in gates.names if saving is not None and name not in saving]
     require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
     savings = torch.tensor([(saving or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
-    fixed = len(sites) - len(sites.mergeable)
+    fixed = len(sites.always_kept)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         value = F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
@@ -266,8 +276,8 @@ def search(
         after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, about=str(savings.tolist()),
         title="search",
     )  # fmt: skip
-    always = tuple(name for name in sites.names if name not in sites.mergeable)
-    return Found(dict(zip(gates.names, gates.m.tolist(), strict=True)), always, sites.names, history)
+    m = dict(zip(gates.names, gates.m.tolist(), strict=True))
+    return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))
 
 
 def k_at(progress: float, config: Search, sites: int) -> int:

@@ -89,6 +89,11 @@ class Sites(Sequence[Site]):
         return tuple(site.name for site in self if site.mergeable)
 
     @property
+    def always_kept(self) -> tuple[str, ...]:
+        """Names of those that cannot be merged, in order."""
+        return tuple(site.name for site in self if not site.mergeable)
+
+    @property
     def frame(self) -> pd.DataFrame:
         """One row per site: input, merged convolution, whether it can be merged and why not."""
         import pandas as pd
@@ -121,7 +126,7 @@ class Sites(Sequence[Site]):
 
     def check_k(self, k: int) -> None:
         """Raise `MaskMismatch` unless k sites can be kept: those that cannot be merged always are."""
-        low, high = len(self) - len(self.mergeable), len(self)
+        low, high = len(self.always_kept), len(self)
         require(bool(self.mergeable), "this network has no mergeable site: nothing can be removed; "
                 "print(dslib.find_sites(model)) shows why", MaskMismatch)  # fmt: skip
         require(isinstance(k, int) and low <= k <= high,

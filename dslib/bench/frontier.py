@@ -46,7 +46,7 @@ def record_frontier(
     started = time.perf_counter()
     found = rank(network, sites, loaded.train.first(rank_count, seed), config)
     ranking_seconds = time.perf_counter() - started
-    low, high = len(sites) - len(sites.mergeable), len(sites)
+    low, high = len(sites.always_kept), len(sites)
     rows = [{"k": high, **_kept(network, loaded)}]
     for k in range(high - 1, low - 1, -1):
         rows.append({"k": k, **calibrated_row(network, found.mask(k), images, loaded, config)})
@@ -84,6 +84,5 @@ def calibrated_row(network: nn.Module, mask: Mask, images: Images, data: Data, c
 
 
 def _random(sites: Sites, k: int, rng: Random) -> Mask:
-    """A random mask of k sites, those that cannot be merged among them."""
-    fixed = [name for name in sites.names if name not in sites.mergeable]
-    return sites.mask([*fixed, *rng.sample(sites.mergeable, k - len(fixed))])
+    """A random mask that keeps k sites, those that cannot be merged among them."""
+    return sites.mask(rng.sample(sites.mergeable, k - len(sites.always_kept)))

@@ -26,13 +26,14 @@ from ..planning import plan
 from ..profiling import CostTable, profile
 from ..records import Record, as_words, commit
 from ..rivals import RIVALS, within
-from ..running import CALIBRATED
-from ..searching import Found, Search, search
+from ..running import CALIBRATED, Run
+from ..searching import Found, search
 from ..sites import Sites, find_sites
 from ..training import evaluate
 from .rows import Rows
 
 METHODS = ("planner", "planner with runs", "search", *RIVALS)
+LONGEST = 2  # sites that a planned run may join
 MINIMUM = ("planner", "search", "random", "keep the cheapest")
 
 
@@ -102,23 +103,32 @@ def record_methods(
              "options": tuple(f"{key}={value}" for key, value in (matrix.options or {}).items())}  # fmt: skip
     names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
     command = f"dslib bench methods {as_words({names.get(key, key): value for key, value in words.items()})}"
-    rows = Rows(Record("methods", command, words, {}, this_machine(where), commit()), out)
-    longest = 2 if "planner with runs" in matrix.methods else 1
+    blank = Record("methods", command, words, {}, this_machine(where), commit())
+    rows = Rows(blank, out, selecting=("methods", "speedups", "seeds"))
     table = rows.add({"cost": matrix.runtime}, lambda: {
-        "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=longest)),
+        "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=LONGEST)),
         "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
     })["table"]  # fmt: skip
     compared = _Compared(matrix, network, loaded, sites, CostTable(**table))
-    missing = []
+    missing: list[str] = []
+
+    def add(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        over = hours is not None and time.perf_counter() - started > 3600 * hours
+        if over and not rows.has(key):
+            missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
+            return None
+        return rows.add(key, make, keep_errors=True)
+
     for seed in range(matrix.seeds):
         for method in matrix.methods:
-            points = [{"method": method, "speedup": speedup, "seed": seed} for speedup in matrix.speedups]
-            if hours is not None and time.perf_counter() - started > 3600 * hours and not all(map(rows.has, points)):
-                missing += [f"{method}, {point['speedup']:g} times, seed {seed}" for point in points]
-                continue
-            found = rows.add({"found": method, "seed": seed}, partial(compared.find, method, seed))["table"]
-            for point in points:
-                echo(_say(rows.add(point, partial(compared.judge, Found.of(found), point), keep_errors=True)))
+            found = add({"found": method, "seed": seed}, partial(compared.find, method, seed))
+            for speedup in matrix.speedups if found and "table" in found else ():
+                point = {"method": method, "speedup": speedup, "seed": seed}
+                row = add(point, partial(compared.judge, Found.of(found["table"]) if found else None, point))
+                if row is not None:
+                    echo(_say(row))
+            if found and "error" in found:
+                echo(f"{method}, seed {seed}: {found['error']}")
     for name in missing:
         echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
     return rows.record
@@ -135,12 +145,13 @@ class _Compared:
         began, matrix = time.perf_counter(), self.matrix
         if method.startswith("planner"):
             images = self.data.train.first(matrix.rank_count, seed)
-            longest = 2 if method == "planner with runs" else 1
+            longest = LONGEST if method == "planner with runs" else 1
             found = rank(self.network, self.sites, images, Calibrate(seed=seed), longest=longest)
         elif method == "search":
-            config = Search(k=len(self.sites) // 2, epochs=matrix.search_epochs, lr=0.04, batch_size=64, anneal=0.8,
-                            latency_weight=0.03, seed=seed)  # fmt: skip
-            found = search(self.network, self.data, self.sites, self.cost, config)
+            k = max(len(self.sites) // 2, len(self.sites.always_kept))
+            config = replace(Run.search, k=k, epochs=matrix.search_epochs, seed=seed)
+            savings = {name: self.cost.saving((name,), merged=True) for name in self.cost.kept}  # calibrating merges
+            found = search(self.network, self.data, self.sites, savings, config)
         else:
             found = RIVALS[method](self.network, self.data, self.sites, self.cost, seed)
         return {"table": asdict(found), "seconds": time.perf_counter() - began}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,24 @@ class Rows:
     Args:
         record: with the settings, without rows.
         out: the record's file; rows that stand there are not measured again. None keeps nothing.
+        selecting: settings that only say which rows there are: the file may be of others.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
-    def __init__(self, record: Record, out: Path | None) -> None:
+    def __init__(self, record: Record, out: Path | None, selecting: Collection[str] = ()) -> None:
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit = record.commit
         if out is None or not out.exists():
             return
         before = Record.load(out)
-        same = all(_as_read(getattr(record, part)) == getattr(before, part) for part in ("name", "config", "machine"))
+        configs = [{k: v for k, v in _as_read(r.config).items() if k not in selecting} for r in (record, before)]
+        same = configs[0] == configs[1]
+        same &= all(_as_read(getattr(record, part)) == getattr(before, part) for part in ("name", "machine"))
         same &= _as_read({**record.values, "rows": []}) == {**before.values, "rows": []}
         require(same, f"{out} is a record of other settings or of another machine: give another file", BadConfig)
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
-        self.record = replace(before, commit=", ".join(commits))
+        self.record = replace(record, values=before.values, commit=", ".join(commits))
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether the row with this key stands."""

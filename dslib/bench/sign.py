@@ -13,11 +13,12 @@ import torch
 
 from ..datasets import load_data
 from ..devices import this_machine
+from ..errors import require
 from ..models import load_model
 from ..profiling import CostTable, profile
 from ..records import Record, as_words, commit
 from ..running import Run, pretrain
-from ..searching import Search, search
+from ..searching import search
 from ..sites import find_sites
 from ..training import Train, evaluate
 from .rows import Rows
@@ -39,6 +40,7 @@ def record_sign(
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
     """
+    require(seeds > 0 and len(weights) > 1, f"expected seeds and two weights or more, found {seeds} and {weights}")
     data = load_data("digits")
     settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs}
     rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
@@ -50,7 +52,7 @@ def record_sign(
     pretrain(model, data, run, head_only=False)
     sites = find_sites(model, data.image_size)
     cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(model, sites, 32))})["table"])
-    settled = Search(k=k, epochs=epochs, lr=0.2, batch_size=64, anneal=0.8)
+    settled = replace(Run.search, k=k, epochs=epochs, lr=0.2)
 
     def searched(weight: float, seed: int) -> dict[str, Any]:
         found = search(model, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from ..devices import pick_device, this_machine, tune_allocator
 from ..measuring import Timing, in_turns
 from ..models import load_model
 from ..records import Record, as_words, commit
+from ..runtimes import use_precision
 from ..searching import add_gates, latency_decay
 from ..sites import find_sites
 
@@ -21,7 +23,7 @@ def record_steps(
     model: str = "mobilenet_v2", image_size: int = 128, batch_size: int = 32, rounds: int = 20, device: str = "auto",
     compiled: bool = False,
 ) -> Record:  # fmt: skip
-    """Forward, backward and SGD step of a network as it is and with gates (half of them open), in turns.
+    """Forward, backward and SGD step of a network as it is and in a search, half or more of its gates open, in turns.
 
     Args:
         model: name, as for `load_model`; random weights.
@@ -36,16 +38,18 @@ def record_steps(
     network = load_model(model).model.to(where)
     gated, gates = add_gates(network, find_sites(network, image_size))
     gates.to(where)
-    gates.keep(len(gates.names) // 2)
+    ks = itertools.cycle(range(len(gates.names) // 2, len(gates.names)))
     savings = torch.ones(len(gates.names), device=where)
     images = torch.randn(batch_size, in_channels(network), image_size, image_size, device=where)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (batch_size,), device=where)
     runs = {
-        "plain": _step(network, images, labels, compiled, lambda: torch.zeros((), device=where)),
-        "search": _step(gated, images, labels, compiled, lambda: 0.03 * latency_decay(gates.m, savings)),
-    }
-    ms, others = in_turns(runs, where, rounds)
+        "plain": _step(network, images, labels, compiled, lambda: None, lambda: torch.zeros((), device=where)),
+        "search": _step(gated, images, labels, compiled, lambda: gates.keep(next(ks)),
+                        lambda: 0.03 * latency_decay(gates.m, savings)),
+    }  # fmt: skip
+    with use_precision(None):
+        ms, others = in_turns(runs, where, rounds)
     runtime = "compile, float32" if compiled else "eager, channels_last, float32"
     timing = Timing(ms, batch_size, str(where), runtime, others)
     ratio, low, high = timing.speedup("plain", over="search")
@@ -59,13 +63,15 @@ def record_steps(
 
 
 def _step(
-    model: nn.Module, images: Tensor, labels: Tensor, compiled: bool, more: Callable[[], Tensor]
-) -> Callable[[], None]:
+    model: nn.Module, images: Tensor, labels: Tensor, compiled: bool, before: Callable[[], None],
+    more: Callable[[], Tensor],
+) -> Callable[[], None]:  # fmt: skip
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
     forward = torch.compile(model) if compiled else model
 
     def run() -> None:
+        before()
         optimizer.zero_grad()
         (F.cross_entropy(forward(images), labels) + more()).backward()
         optimizer.step()
