@@ -201,9 +201,8 @@ def _profile(
             "merged": merge_blocks(list(shrunk_blocks(small).values()), run),
         }
         both = medians(states, shapes[names[0]])
-        runs[run] = (
-            sum(costs["kept"][name] for name in names) * both["merged"] / both["kept"]
-        )  # in turns with its blocks
+        kept = sum(costs["kept"][name] for name in names)
+        runs[run] = kept * both["merged"] / both["kept"]  # these two were measured in turns
     total = medians({"all": model}, (in_channels(model), sites.image_size, sites.image_size))["all"]
     return CostTable(**costs, total=total, batch_size=batch_size, image_size=sites.image_size, device=str(device),
                      runtime=described, busy=busy, runs=runs, network=structure_of(model))  # fmt: skip

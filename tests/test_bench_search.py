@@ -1,5 +1,7 @@
 """The benchmarks of searching and planning: a short run of each, resumed, and cut short."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import Tiny, randomise_batchnorm
 
@@ -44,7 +46,7 @@ def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
         joined = method == "planner with runs" and speedup == 1.3
         assert len(row["removed"]) == (1 if speedup == 1.1 else 2 if joined else 3), method
     assert len(told) == len(rows)
-    assert "--method planner --method" in record.command
+    assert "--method planner --method 'planner with runs' --method" in record.command
     monkeypatch.setattr(methods, "calibrate", None)  # all rows but the failed ones stand
     again = record_methods(small, None, out, told.append)
     done = [row for row in record.values["rows"] if "error" not in row]
@@ -55,8 +57,32 @@ def test_what_is_missing_when_the_hours_are_over_is_told(small):
     told = []
     record = record_methods(small, 0.0, None, told.append)
     assert not [row for row in record.values["rows"] if "method" in row]
-    assert len(told) == 3 * len(METHODS)
-    assert told[0].startswith("missing: planner, 1.1 times, seed 0 (the hours are over")
+    assert told[-len(METHODS)].startswith("missing: found planner, seed 0 (the hours are over")
+
+
+def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):
+    out = tmp_path / "methods.json"
+    few = replace(small, methods=("random",), speedups=(1.1,))
+    first = record_methods(few, None, out, lambda _: None)
+    more = record_methods(replace(few, methods=("random", "evenly spaced"), seeds=2), None, out, lambda _: None)
+    rows = [row for row in more.values["rows"] if "method" in row]
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("random", 0), ("evenly spaced", 0), ("random", 1), ("evenly spaced", 1)]  # fmt: skip
+    assert rows[0] == next(row for row in first.values["rows"] if "method" in row)
+    with pytest.raises(BadConfig, match="other settings"):
+        record_methods(replace(few, epochs=2), None, out, lambda _: None)
+
+
+def test_a_method_that_fails_does_not_end_the_table(small, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setitem(methods.RIVALS, "random", broken)
+    told = []
+    few = replace(small, methods=("random", "evenly spaced"), speedups=(1.1,))
+    record = record_methods(few, None, None, told.append)
+    assert told[0] == "random, seed 0: ZeroDivisionError: no"
+    assert [row["method"] for row in record.values["rows"] if "method" in row] == ["evenly spaced"]
 
 
 def test_bad_matrices_are_refused(small, monkeypatch):
@@ -82,6 +108,7 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
     assert [(row["weight"], row["seed"]) for row in rows] == [(0.0, 0), (0.0, 1), (100.0, 0), (100.0, 1)]
     assert [row["removed"] for row in rows if row["weight"]] == [["blocks.1"]] * 2
     assert "rank correlation" in told[0]
+    monkeypatch.setattr(sign, "search", None)  # all rows stand
     assert record_sign((0.0, 100.0), 2, 2, 1, tmp_path / "sign.json").values == record.values
 
 

@@ -1,5 +1,6 @@
 """What a site matters, with labels and without, and `dslib calibrate`, which ranks by it."""
 
+import copy
 import sys
 from dataclasses import replace
 
@@ -50,10 +51,16 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
     part = digits.train.first(128)
     x, y = next(part.batches(128))
     small = dslib.shrink(model, sites.mask(["blocks.0", "blocks.2"]), image_size=16)
-    recalibrate_batchnorm(small, [x[:64]])
+    same = copy.deepcopy(model)
+    for network in (small, same):
+        recalibrate_batchnorm(network, [x[:64]])
     with torch.no_grad():
-        rise = nn.functional.cross_entropy(small(x[64:]), y[64:]) - nn.functional.cross_entropy(model(x[64:]), y[64:])
-    assert found.m["blocks.1"] == pytest.approx(rise.item(), abs=1e-5)
+        losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]) for network in (small, same)]
+    assert found.m["blocks.1"] == pytest.approx((losses[0] - losses[1]).item(), abs=1e-5)
+    assert found.unit == "nats of cross-entropy"
+    assert found.network == dslib.profile(model, sites, 2, rounds=1).network
+    uneven = importance(model, digits, sites, replace(config, count=65), progress=False)  # no batch of one
+    assert uneven.m != found.m
     assert importance(model, digits, sites, config, progress=False) == found
     config = replace(config, longest=1, finetune=dslib.Finetune(epochs=1, lr=0.1, batch_size=32, alpha=0.0))
     with pytest.MonkeyPatch.context() as patch:

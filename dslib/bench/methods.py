@@ -121,14 +121,16 @@ def record_methods(
 
     for seed in range(matrix.seeds):
         for method in matrix.methods:
-            found = add({"found": method, "seed": seed}, partial(compared.find, method, seed))
-            for speedup in matrix.speedups if found and "table" in found else ():
+            row = add({"found": method, "seed": seed}, partial(compared.find, method, seed))
+            if row is None or "error" in row:
+                echo(f"{method}, seed {seed}: {row['error'] if row else 'not begun'}")
+                continue
+            found = Found.of(row["table"])
+            for speedup in matrix.speedups:
                 point = {"method": method, "speedup": speedup, "seed": seed}
-                row = add(point, partial(compared.judge, Found.of(found["table"]) if found else None, point))
+                row = add(point, partial(compared.judge, found, point))
                 if row is not None:
                     echo(_say(row))
-            if found and "error" in found:
-                echo(f"{method}, seed {seed}: {found['error']}")
     for name in missing:
         echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
     return rows.record
