@@ -113,7 +113,7 @@ def test_a_frontier_without_labels(monkeypatch, digits):
 
 
 def test_memory_of_a_calibration():
-    row = record_memory(("mobilenet_v2",), 32, 64, 2).values["networks"]["mobilenet_v2"]
+    row = record_memory("mobilenet_v2", 32, 64, 2).values
     assert row["removed"] == ["features.16", "features.17"]
     assert row["images_gib"] == 64 * 3 * 32 * 32 * 4 / 2**30
     assert 0 < row["peak_memory_before_gib"] <= row["peak_memory_gib"] < 4
