@@ -98,8 +98,10 @@ def test_a_frontier_without_labels(monkeypatch, digits):
     model = Loaded(randomise_batchnorm(Tiny()), True)
     monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
     monkeypatch.setattr(frontier, "load_model", lambda *_: model)
-    record = record_frontier("tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2})
-    assert record.command.endswith("--weights default --model-option width=2")
+    record = record_frontier(
+        "tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2, "wide": True}
+    )
+    assert record.command.endswith("--weights default --model-option width=2 --model-option wide=true")
     values = record.values
     assert [row["k"] for row in values["frontier"]] == [3, 2, 1, 0]
     assert [len(row["removed"]) for row in values["frontier"]] == [0, 1, 2, 3]

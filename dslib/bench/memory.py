@@ -27,6 +27,9 @@ def record_memory(model: str = "mobilenet_v2", image_size: int = 128, count: int
         last: how many of the network's last mergeable sites are removed; the last ones are its widest.
     """
     require(min(count, last) > 0, f"expected one or more images and sites, found {count} and {last}")
+    require(
+        peak_memory_gib() is not None, "this system does not say how much memory a process takes: use Linux or macOS"
+    )
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process begins with no memory but its own
         values = pool.apply(_calibrate, (model, image_size, count, last))
     settings = {"model": model, "image_size": image_size, "count": count, "last": last}
