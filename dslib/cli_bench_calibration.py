@@ -104,19 +104,19 @@ def speedup_bench(out: Path | None, **given: Any) -> None:
 
 
 @click.command("memory")
-@click.option("--model", "models", multiple=True, default=("mobilenet_v2", "resnet50"), show_default=True)
+@click.option("--model", default="mobilenet_v2", show_default=True)
 @click.option("--image-size", default=128, show_default=True, help="Side in pixels.")
 @click.option("--count", default=2048, show_default=True, help="Random images.")
-@click.option("--last", default=8, show_default=True, help="Sites removed: the network's last ones, its widest.")
+@click.option("--last", default=16, show_default=True, help="How many of the network's last sites are removed.")
 @out_option
 def memory_bench(out: Path | None, **given: Any) -> None:
-    """How much memory a calibration takes, each network in a process of its own."""
+    """How much memory a calibration takes, in a process of its own."""
     from .bench.memory import record_memory
 
     record = record_memory(**given)
-    for name, row in record.values["networks"].items():
-        click.echo(f"{name}: {row['peak_memory_gib']:.1f} GiB ({row['images_gib']:.1f} of them images), "
-                   f"{row['seconds']:.0f} s")  # fmt: skip
+    values = record.values
+    click.echo(f"{values['peak_memory_gib']:.1f} GiB ({values['images_gib']:.1f} of them images), "
+               f"{values['seconds']:.0f} s")  # fmt: skip
     write_record(record, out)
 
 

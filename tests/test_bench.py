@@ -98,8 +98,10 @@ def test_a_frontier_without_labels(monkeypatch, digits):
     model = Loaded(randomise_batchnorm(Tiny()), True)
     monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
     monkeypatch.setattr(frontier, "load_model", lambda *_: model)
-    record = record_frontier("tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2})
-    assert record.command.endswith("--weights default --model-option width=2")
+    record = record_frontier(
+        "tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2, "wide": True}
+    )
+    assert record.command.endswith("--weights default --model-option width=2 --model-option wide=true")
     values = record.values
     assert [row["k"] for row in values["frontier"]] == [3, 2, 1, 0]
     assert [len(row["removed"]) for row in values["frontier"]] == [0, 1, 2, 3]
@@ -113,7 +115,7 @@ def test_a_frontier_without_labels(monkeypatch, digits):
 
 
 def test_memory_of_a_calibration():
-    row = record_memory(("mobilenet_v2",), 32, 64, 2).values["networks"]["mobilenet_v2"]
+    row = record_memory("mobilenet_v2", 32, 64, 2).values
     assert row["removed"] == ["features.16", "features.17"]
     assert row["images_gib"] == 64 * 3 * 32 * 32 * 4 / 2**30
     assert 0 < row["peak_memory_before_gib"] <= row["peak_memory_gib"] < 4

@@ -15,6 +15,7 @@ import dslib
 from dslib import devices, profiling
 from dslib.devices import Others
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
+from dslib.folding import fold
 from dslib.measuring import Timing, halving, working_memory_mib
 from dslib.records import Record
 
@@ -119,6 +120,21 @@ def test_working_memory_is_what_is_held_at_once():
     images = torch.zeros(1, 1, 512, 512)  # 1 MiB
     model = nn.Sequential(*[nn.ReLU() for _ in range(4)])
     assert working_memory_mib(model, images) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.parametrize("measured", [working_memory_mib, lambda m, x: dslib.measure({"m": m}, x, rounds=1)])
+def test_a_deep_network_is_folded_at_full_precision(measured):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(60) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))]
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), *layers).eval()
+    with torch.no_grad():
+        for layer in layers[1::2]:
+            layer.running_var.fill_(0.3)
+            layer.running_mean.normal_()
+    images = torch.randn(1, 3, 16, 16).bfloat16()
+    with pytest.raises(DslibError, match="folding changed"):  # noise of bfloat16 alone
+        fold(model.bfloat16(), images)
+    measured(model.float(), images)
 
 
 def test_a_speedup_is_the_ratio_of_medians():

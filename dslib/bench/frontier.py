@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from random import Random
@@ -64,7 +65,7 @@ def record_frontier(
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
         "random_masks": random_masks, "seed": seed, "weights": weights,
-        "model_option": tuple(f"{key}={value}" for key, value in (options or {}).items()),
+        "model_option": tuple(f"{key}={json.dumps(value)}" for key, value in (options or {}).items()),
     }  # fmt: skip
     return Record("frontier", f"dslib bench frontier {as_words(settings)}", settings, values, this_machine(), commit())
 

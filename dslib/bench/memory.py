@@ -1,4 +1,4 @@
-"""How much memory a calibration takes, each network in a process of its own: `dslib bench memory`."""
+"""How much memory a calibration takes, in a process of its own: `dslib bench memory`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,23 @@ from ..records import Record, as_words, commit
 from ..sites import find_sites
 
 
-def record_memory(
-    models: tuple[str, ...] = ("mobilenet_v2", "resnet50"), image_size: int = 128, count: int = 2048, last: int = 8
-) -> Record:
-    """The largest resident memory before and after calibrating networks of random weights on random images.
+def record_memory(model: str = "mobilenet_v2", image_size: int = 128, count: int = 2048, last: int = 16) -> Record:
+    """The largest resident memory before and after calibrating a network of random weights on random images.
 
     Args:
-        models: names, as for `load_model`.
+        model: name, as for `load_model`.
         image_size: side in pixels.
         count: images.
-        last: how many of the network's last mergeable sites are removed, its widest.
+        last: how many of the network's last mergeable sites are removed; the last ones are its widest.
     """
     require(min(count, last) > 0, f"expected one or more images and sites, found {count} and {last}")
-    context = multiprocessing.get_context("spawn")  # a process begins with no memory but its own
-    rows = {}
-    for model in models:
-        with context.Pool(1) as pool:
-            rows[model] = pool.apply(_calibrate, (model, image_size, count, last))
-    settings = {"model": models, "image_size": image_size, "count": count, "last": last}
-    words = as_words(settings)
-    return Record("memory", f"dslib bench memory {words}", settings, {"networks": rows}, this_machine(), commit())
+    require(
+        peak_memory_gib() is not None, "this system does not say how much memory a process takes: use Linux or macOS"
+    )
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process begins with no memory but its own
+        values = pool.apply(_calibrate, (model, image_size, count, last))
+    settings = {"model": model, "image_size": image_size, "count": count, "last": last}
+    return Record("memory", f"dslib bench memory {as_words(settings)}", settings, values, this_machine(), commit())
 
 
 def _calibrate(model: str, image_size: int, count: int, last: int) -> dict[str, Any]:
