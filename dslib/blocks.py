@@ -16,7 +16,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .affine import NO_PADDING, Affine
 from .errors import BadConfig, BadModel, NotTraceable, first_line, require
-from .graphs import bypass, dtype_of, input_sizes, is_activation, is_conv, removable_activations, tail
+from .graphs import (
+    bypass,
+    dtype_of,
+    input_sizes,
+    is_activation,
+    is_activation_module,
+    is_conv,
+    removable_activations,
+    tail,
+)
 from .hoisting import hoist, resolve_padding
 from .interpreting import linear_part
 from .layers import depends_on_size
@@ -43,6 +52,12 @@ def innermost(model: nn.Module, wanted: Callable[[nn.Module], bool]) -> list[str
     """Names of the modules that are `wanted` and hold no other such, in order; neither containers nor the root."""
     blocks = [n for n, m in model.named_modules() if n and not isinstance(m, _CONTAINERS) and wanted(m)]
     return [name for name in blocks if not any(other.startswith(f"{name}.") for other in blocks)]
+
+
+def single_activations(model: nn.Module) -> list[str]:
+    """Names of the activation layers outside those blocks, the stem's and the head's as a rule, in order."""
+    blocks = tuple(f"{name}." for name in site_names(model))
+    return [n for n, m in model.named_modules() if n and is_activation_module(m) and not n.startswith(blocks)]
 
 
 def is_foldable(block: nn.Module) -> bool:

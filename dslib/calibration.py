@@ -23,7 +23,7 @@ from .blocks import in_channels, input_shapes, site_names
 from .devices import tune_allocator
 from .errors import BadConfig, BadData, DslibError, NotTraceable, require
 from .folding import fold
-from .graphs import dtype_of
+from .graphs import dtype_of, is_activation_module
 from .least_squares import Sums
 from .masks import Mask, Plan
 from .matching import match, moments_at
@@ -203,6 +203,8 @@ def _open(
     stations: dict[str, Station] = {}
     kept: dict[str, nn.Module] = {}
     for names in plan.groups:
+        if is_activation_module(original.get_submodule(names[0])):
+            continue  # a single one, outside blocks: there is nothing to fit
         original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)

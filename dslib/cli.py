@@ -18,6 +18,7 @@ from .cli_options import (
     parse_options,
     runtime_option,
     settings,
+    single_option,
     trained_network,
 )
 from .cli_plan import importance_command, plan_command
@@ -78,11 +79,12 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
 @runtime_option
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
 @click.option("--longest", default=1, show_default=True, help="Most sites in a row to measure as one convolution.")
+@single_option
 @click.option("--mask", "--plan", "plan_file", type=Path, help="A mask's or plan's JSON, to predict its latency.")
 @click.option("--out", type=Path, help="Where to keep the table as JSON.")
 def profile_command(
     model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
-    device: str, runtime: str, precision: str, longest: int, plan_file: Path | None, out: Path | None,
+    device: str, runtime: str, precision: str, longest: int, single: bool, plan_file: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     """Measure each site kept, linear and merged on this device."""
     import dslib
@@ -90,7 +92,7 @@ def profile_command(
     from dslib.recipes import activation
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
-    sites = dslib.find_sites(network, image_size)
+    sites = dslib.find_sites(network, image_size, single)
     table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision,
                           longest=longest)  # fmt: skip
     click.echo(table.frame.round(3).to_string())
@@ -110,18 +112,19 @@ def profile_command(
 @network_options()
 @data_options
 @settings(Search)
+@single_option
 @click.option("--cost", type=Path, help="Cost table from `dslib profile --out`; needed for --latency-weight.")
 @click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
 def search_command(
     model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, cost: Path | None, out: Path, **given: Any,
+    device: str, single: bool, cost: Path | None, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
 
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     costs = dslib.CostTable.load(cost) if cost else None
-    sites = dslib.find_sites(network, loaded.image_size)
+    sites = dslib.find_sites(network, loaded.image_size, single)
     found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out))
     found.save(out)
     _partial(out).unlink(missing_ok=True)

@@ -46,6 +46,37 @@ def methods_bench(options: tuple[str, ...], methods: tuple[str, ...], hours: flo
     record_methods(matrix, hours, out, click.echo)
 
 
+@click.command("joint")
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@model_options
+@click.option("--data", default="cifar10", show_default=True)
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--width", "widths", type=float, multiple=True, default=(1.0, 0.75, 0.5, 0.35), show_default=True)
+@click.option(
+    "--share",
+    "shares",
+    type=float,
+    multiple=True,
+    default=(0.8, 0.6, 0.45, 0.3),
+    show_default=True,
+    help="Budgets, of the widest network's latency.",
+)
+@click.option("--seeds", default=3, show_default=True)
+@click.option("--pretrain-epochs", default=10, show_default=True, help="Of each network from nothing.")
+@click.option("--epochs", default=1, show_default=True, help="Of the finetuning.")
+@click.option("--count", default=1024, show_default=True, help="Images to calibrate on.")
+@click.option("--batch-size", default=32, show_default=True, help="That latencies are measured at.")
+@runtime_option
+@device_option
+@click.option("--hours", type=float, help="Begin nothing after so many; what is missing is told.")
+@resumed_option
+def joint_bench(options: tuple[str, ...], hours: float | None, out: Path | None, **given: Any) -> None:
+    """A narrower network with more activations, or a wider one with fewer, at equal latency."""
+    from .bench.joint import Widths, record_joint
+
+    record_joint(Widths(**given, options=parse_options(options)), hours, out, click.echo)
+
+
 @click.command("sign")
 @click.option(
     "--weight",
@@ -86,4 +117,4 @@ def steps_bench(out: Path | None, **given: Any) -> None:
     write_record(record, out)
 
 
-SEARCH = (methods_bench, sign_bench, steps_bench)
+SEARCH = (methods_bench, joint_bench, sign_bench, steps_bench)

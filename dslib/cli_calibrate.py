@@ -74,7 +74,7 @@ def calibrate_command(
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))
-    merged = tuple("+".join(group) for group in plan.groups)
+    merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
     recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), runs=runs, merged=merged)
     click.echo(repr(plan.mask))
     click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))

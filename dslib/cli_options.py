@@ -70,6 +70,7 @@ def network_options(weights: str = "none") -> Callable[[Command], Command]:
 
 
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+single_option = click.option("--single/--no-single", help="Activations outside blocks (stem, head) are sites too.")
 runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
 # where no data says it
 image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")

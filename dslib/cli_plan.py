@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .cli_options import data_options, network_options, trained_network
+from .cli_options import data_options, network_options, single_option, trained_network
 from .errors import BadConfig, require
 from .masks import Plan
 
@@ -22,11 +22,12 @@ from .masks import Plan
     show_default=True,
     help="Loss with activations out; or divergence from the original, calibrated, no labels read.",
 )
+@single_option
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=Path, required=True, help="Where to write the importances (JSON).")
 def importance_command(
     model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, count: int, longest: int, labels: bool, seed: int, out: Path,
+    device: str, count: int, longest: int, labels: bool, single: bool, seed: int, out: Path,
 ) -> None:  # fmt: skip
     """How much worse the network gets when a site alone, or a run of sites, is removed."""
     import dslib
@@ -35,7 +36,7 @@ def importance_command(
 
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     network.eval()
-    sites = dslib.find_sites(network, loaded.image_size)
+    sites = dslib.find_sites(network, loaded.image_size, single)
     if labels:
         found = importance(network, loaded, sites, Importance(count=count, longest=longest, seed=seed))
     else:

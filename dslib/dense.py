@@ -80,7 +80,7 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
     wanted = count_macs(model, shape)
     plain = copy.deepcopy(model)
     plain.eval()
-    for site in sites:
+    for site in (site for site in sites if site.convolutions):
         plain.set_submodule(site.name, _dense_block(model.get_submodule(site.name), site))
     ghost = copy.deepcopy(plain).to("meta")
     entries, head = _entries(ghost, shape), find_head(ghost)[0]

@@ -88,11 +88,16 @@ def is_join(node: fx.Node) -> bool:
     )
 
 
+def is_activation_module(module: nn.Module) -> bool:
+    """Whether a layer is an elementwise activation of torch or timm."""
+    return type(module).__module__ in _ACTIVATION_FILES and not isinstance(module, _NOT_POINTWISE)
+
+
 def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node is an elementwise activation: a module, a function or a method."""
     module = module_of(traced, node)
     if module is not None:
-        return type(module).__module__ in _ACTIVATION_FILES and not isinstance(module, _NOT_POINTWISE)
+        return is_activation_module(module)
     if node.op == "call_method":
         return node.target in _ACTIVATION_NAMES
     return node.op == "call_function" and node.target in _ACTIVATION_CALLS

@@ -19,6 +19,7 @@ from .masks import Plan
 from .searching import Found
 from .shrinking import possible_runs, shrink
 from .sites import Sites
+from .splits import FolderSplit, Split
 from .training import labels_of, predict, recalibrate_batchnorm
 
 
@@ -29,12 +30,15 @@ class Importance:
     Args:
         count: training images that the network recovers on, and as many others that its loss is taken on.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
-        finetune: how to finetune before the loss is taken; None only gathers BatchNorm's statistics anew.
+        calibrate: how to calibrate what is removed; None takes the activations out and gathers BatchNorm's
+            statistics anew.
+        finetune: how to finetune before the loss is taken; None does not.
         seed: of the choice of images.
     """
 
     count: int = 1024
     longest: int = 1
+    calibrate: Calibrate | None = None
     finetune: Finetune | None = None
     seed: int = 0
 
@@ -61,24 +65,38 @@ def importance(
     """
     config = config or Importance()
     sites.check_k(len(sites.always_kept))
-    part = data.train.first(2 * config.count, config.seed)
-    half = len(part) // 2
-    recover, held = (replace(part, images=part.images[s], labels=part.labels[s])
-                     for s in (slice(half), slice(half, None)))  # fmt: skip
-    size = min(64, half)
-    whole = torch.arange(half // size * size)
+    recover, held = halves(data.train, config.count, config.seed)
+    size = min(64, len(recover))
+    whole = torch.arange(len(recover) // size * size)
 
     def loss(plan: Plan) -> float:
-        small = shrink(model, plan, image_size=sites.image_size)
+        if config.calibrate is not None:
+            small = calibrate(model, plan, recover, config.calibrate, progress=False).model
+        else:
+            small = shrink(model, plan, image_size=sites.image_size)
         if config.finetune is not None:
             small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
-        else:
+        elif config.calibrate is None:
             recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
-        return F.cross_entropy(predict(small, held), labels_of(held)).item()
+        return loss_on(small, held)
 
     before = loss(Plan(sites.mask(sites.names)))  # the same recovery, so that it counts for nothing
     found = _of_each(model, sites, config.longest, lambda plan: loss(plan) - before, "importance" if progress else "")
-    return replace(found, unit="nats of cross-entropy")
+    return replace(found, unit="nats of cross-entropy", own=before)
+
+
+def halves(train: Split | FolderSplit, count: int, seed: int) -> tuple[Split, Split]:
+    """Training images to recover on, and as many others for the loss, `count` of each where there are as many."""
+    part = train.first(2 * count, seed)
+    half = len(part) // 2
+    first, second = (replace(part, images=part.images[s], labels=part.labels[s])
+                     for s in (slice(half), slice(half, None)))  # fmt: skip
+    return first, second
+
+
+def loss_on(model: nn.Module, held: Split) -> float:
+    """Mean cross-entropy of the labels, in nats."""
+    return F.cross_entropy(predict(model, held), labels_of(held)).item()
 
 
 def rank(

@@ -101,22 +101,22 @@ class Joint(NamedTuple):
     loss: float
 
 
-def joint(networks: Mapping[str, tuple[Found, CostTable, float]], merged: bool = True) -> list[Joint]:
+def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) -> list[Joint]:
     """Over several networks (widths of one, say), all plans that no other beats in latency and loss, slowest first.
 
     Args:
-        networks: name -> importances (from `importance`) and costs of the network, and its own cross-entropy (nats);
-            the costs are of one device, runtime, batch size and image size.
+        networks: name -> importances (from `importance`) and costs of the network; all costs are of one device,
+            runtime, batch size and image size.
         merged: as for `plan`.
     Raises:
         MaskMismatch: if the costs are of different settings.
     """
-    units = {found.unit for found, _, _ in networks.values()}
+    units = {found.unit for found, _ in networks.values()}
     require(units == {"nats of cross-entropy"}, "expected importances in nats of cross-entropy, to be added to a "
             f"network's own, found {', '.join(map(repr, sorted(units)))}", MaskMismatch)  # fmt: skip
-    settings = {(c.device, c.runtime, c.batch_size, c.image_size) for _, c, _ in networks.values()}
+    settings = {(c.device, c.runtime, c.batch_size, c.image_size) for _, c in networks.values()}
     require(len(settings) == 1, f"costs of different settings cannot be compared: {sorted(settings)}", MaskMismatch)
-    every = [Joint(name, planned, own + planned.loss) for name, (found, cost, own) in networks.items()
+    every = [Joint(name, planned, found.own + planned.loss) for name, (found, cost) in networks.items()
              for planned in pareto(found, cost, merged)]  # fmt: skip
     best: list[Joint] = []
     for one in sorted(every, key=lambda one: (one.planned.latency, one.loss)):

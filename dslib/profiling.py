@@ -13,7 +13,7 @@ from torch import nn
 from .blocks import in_channels, structure_of
 from .devices import this_machine
 from .errors import BadRecord, MaskMismatch, require
-from .graphs import dtype_of
+from .graphs import dtype_of, is_activation_module
 from .masks import Mask, Plan
 from .measuring import measure
 from .merging import merge_blocks, shrunk_blocks
@@ -185,7 +185,14 @@ def _profile(
     shapes = {site.name: site.input_shape or () for site in sites}
     shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
+    whole = (in_channels(model), sites.image_size, sites.image_size)
     for name in sites.mergeable:
+        if is_activation_module(model.get_submodule(name)):  # alone: a runtime may do it along with the layer before
+            without = shrink(model, sites.mask([other for other in sites.names if other != name]))
+            both = medians({"with": model, "without": without}, whole)
+            costs["kept"][name], costs["linear"][name] = max(0.0, both["with"] - both["without"]), 0.0
+            costs["merged"][name] = 0.0
+            continue
         states = {
             "kept": model.get_submodule(name),
             "linear": shrunk[name],
@@ -203,6 +210,6 @@ def _profile(
         both = medians(states, shapes[names[0]])
         kept = sum(costs["kept"][name] for name in names)
         runs[run] = kept * both["merged"] / both["kept"]  # these two were measured in turns
-    total = medians({"all": model}, (in_channels(model), sites.image_size, sites.image_size))["all"]
+    total = medians({"all": model}, whole)["all"]
     return CostTable(**costs, total=total, batch_size=batch_size, image_size=sites.image_size, device=str(device),
                      runtime=described, busy=busy, runs=runs, network=structure_of(model))  # fmt: skip

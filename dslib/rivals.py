@@ -1,42 +1,56 @@
 """Rivals of the search: other ways to choose which activations to keep, all with one signature.
 
-Each gives what a search gives, `Found`: an importance for every site that can be removed, and so a mask for every k.
+Each gives masks, those that keep most first: one for every k, but for the paper's own, which are six.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import structure_of
 from .datasets import Data
-from .errors import MaskMismatch
+from .errors import MaskMismatch, require
 from .masks import Mask
 from .profiling import CostTable
 from .searching import Found, Gate, add_gates
 from .sites import Sites
 from .training import Train, train
 
-Rival = Callable[[nn.Module, Data, Sites, CostTable, int], Found]
+Rival = Callable[[nn.Module, Data, Sites, CostTable, int], list[Mask]]
+PAPER_KEPT = {
+    "A": (0, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16), "B": (3, 4, 10, 11, 13, 14, 15, 16),
+    "C": (0, 3, 10, 11, 13, 14, 15, 16), "D": (3, 4, 13, 14, 15, 16), "E": (0, 3, 13, 14, 15, 16), "F": (),
+}  # fmt: skip
 
 
-def at_random(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
+def at_random(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
     """Sites in a random order."""
     rng = random.Random(seed)
-    return _found(model, sites, {name: rng.random() for name in sites.mergeable})
+    return masks_of(sites, {name: rng.random() for name in sites.mergeable})
 
 
-def keep_cheapest(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
+def keep_cheapest(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
     """The sites whose removal saves most go first, whatever they matter."""
-    return _found(model, sites, {name: -cost.saving((name,), merged=True) for name in sites.mergeable})
+    return masks_of(sites, {name: -cost.saving((name,), merged=True) for name in sites.mergeable})
 
 
-def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> Found:
+def paper_masks(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
+    """DepthShrinker's masks A to F of MobileNetV2-1.4, for any network with MobileNetV2's 17 sites.
+
+    Raises:
+        MaskMismatch: if the network has another number of sites.
+    Source: Fu et al., ICML 2022; the stem's activation, which A, D and E take out too, stays.
+    """
+    require(len(sites) == 17, f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)}", MaskMismatch)
+    return [sites.mask([sites.names[i] for i in kept]) for kept in PAPER_KEPT.values()]
+
+
+def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
     """Kept sites are spread over the depth: each next one that goes is farthest from those gone before.
 
     With `seed` 0 the middle one goes first; else a random one.
@@ -47,7 +61,7 @@ def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, s
     while len(gone) < len(names) + 2:
         left = [i for i in range(len(names)) if i not in gone]
         gone.append(max(left, key=lambda i: min(abs(i - j) for j in gone)))
-    return _found(model, sites, {names[i]: float(place) for place, i in enumerate(gone[2:])})
+    return masks_of(sites, {names[i]: float(place) for place, i in enumerate(gone[2:])})
 
 
 class Slope(Gate):
@@ -58,19 +72,21 @@ class Slope(Gate):
         return torch.lerp(x, self.act(x), self.gates.m[self.index])
 
 
-def learned_slopes(
-    model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0, config: Train | None = None,
-    weight: float = 0.1,
-) -> Found:  # fmt: skip
+def learned_slopes(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
     """Activations become linear by degrees that are trained with the weights; the most linear ones go first.
-
-    The loss is that of the labels, and `weight` times the mean over sites of 1 - (1 - m)^2.
 
     Source: Dror et al., Layer Folding, 2021; here the activations of a site share one degree.
     """
+    return masks_of(sites, train_slopes(model, data, sites, Train(epochs=2, lr=0.04, batch_size=64, seed=seed)))
+
+
+def train_slopes(model: nn.Module, data: Data, sites: Sites, config: Train, weight: float = 0.1) -> dict[str, float]:
+    """Site name -> how much of its activations is left, 0 to 1.
+
+    The loss is that of the labels, and `weight` times the mean over sites of 1 - (1 - m)^2.
+    """
     sloped, gates = add_gates(model, sites, Slope)
     gates.to(next(model.parameters()).device)
-    config = replace(config or Train(epochs=2, lr=0.04, batch_size=64), seed=seed)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         bent = 1 - (1 - gates.m).square()
@@ -81,13 +97,20 @@ def learned_slopes(
 
     train(sloped, data, loss, config, before_step=settle, title="slopes")
     settle(1.0)
-    return _found(model, sites, dict(zip(gates.names, gates.m.tolist(), strict=True)))
+    return dict(zip(gates.names, gates.m.tolist(), strict=True))
 
 
 RIVALS: dict[str, Rival] = {
     "random": at_random, "keep the cheapest": keep_cheapest, "evenly spaced": evenly_spaced,
-    "learned slopes": learned_slopes,
+    "learned slopes": learned_slopes, "the paper's masks": paper_masks,
 }  # fmt: skip
+
+
+def masks_of(sites: Sites, m: Mapping[str, float]) -> list[Mask]:
+    """The mask for every k, the largest k first, that importances (site name -> m) give."""
+    sites.check_k(len(sites.always_kept))
+    found = Found(dict(m), sites.always_kept, sites.names)
+    return [found.mask(k) for k in range(len(sites), len(sites.always_kept) - 1, -1)]
 
 
 def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
@@ -103,8 +126,3 @@ def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
             return mask
         quickest = min(quickest, predicted)
     raise MaskMismatch(f"latency: the quickest of these masks takes {quickest:.2f} ms per batch, found {latency:g}")
-
-
-def _found(model: nn.Module, sites: Sites, m: dict[str, float]) -> Found:
-    sites.check_k(len(sites.always_kept))
-    return Found(m, sites.always_kept, sites.names, network=structure_of(model))

@@ -44,6 +44,7 @@ class Run:
         model, weights, options: as for `load_model`.
         data, image_size, skip_corrupt: as for `load_data`.
         k: number of sites kept.
+        single: whether activations outside blocks (the stem's, the head's) are sites too, as for `find_sites`.
         boundary: name of the boundary activation in torch.nn, or None.
         calibrate: whether to begin with `calibrate` on training images, in place of activations that fade out; the
             sites are then ranked by it too, in place of a search.
@@ -63,6 +64,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     skip_corrupt: bool = False
+    single: bool = False
     boundary: str | None = None
     calibrate: bool = False
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
@@ -103,7 +105,7 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     stage = _Stages(out, echo)
     model, recipe = stage.network("original", lambda: _original(config, data, device, out))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sites = find_sites(model, data.image_size)
+    sites = find_sites(model, data.image_size, config.single)
     sites.check_k(config.k)
     boundary = activation(config.boundary)
     cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
@@ -119,7 +121,8 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     mask.save(out / "mask.json")
     echo(repr(mask))
     shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
-    merging = mask.removed if config.calibrate else cost.worth_merging(mask)
+    blocks = {site.name for site in sites if site.convolutions}
+    merging = tuple(n for n in (mask.removed if config.calibrate else cost.worth_merging(mask)) if n in blocks)
     shrunk_recipe = replace(shrunk_recipe, merged=merging if config.calibrate else ())
 
     def calibrated() -> tuple[nn.Module, Recipe]:
@@ -189,7 +192,7 @@ def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple
     """The network to shrink, trained as far as its weights are not."""
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    find_sites(model, data.image_size).check_k(config.k)  # before hours of training, not after
+    find_sites(model, data.image_size, config.single).check_k(config.k)  # before hours of training, not after
     if not loaded.trained:
         pretrain(
             model,
@@ -239,7 +242,7 @@ def _claim(out: Path, config: Run) -> None:
 def _command(config: Run) -> str:
     """The command line that repeats the run where its data is, settings that are defaults left out."""
     words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
-    words += [f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "calibrate") if getattr(config, flag)]
+    words += [f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "single", "calibrate") if getattr(config, flag)]
     default = Run(config.model, config.data, config.k, calibrate=config.calibrate)
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
         if getattr(config, name) != getattr(default, name):

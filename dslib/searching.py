@@ -20,10 +20,10 @@ from . import records
 from .blocks import structure_of
 from .datasets import Data
 from .errors import BadConfig, BadRecord, MaskMismatch, require
-from .graphs import removable_activations
+from .graphs import is_activation_module, removable_activations
 from .masks import Mask
 from .profiling import CostTable
-from .shrinking import activation_module, replace_activation
+from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
 from .tracing import trace
 from .training import History, Train, groups, train
@@ -71,6 +71,7 @@ class Found:
         runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
         unit: what importances are, where their sum means something; '' if they only order the sites.
         network: structure that they are of, see `blocks.structure_of`; '' if unknown.
+        own: the network's own loss, to which importances in nats of cross-entropy add.
     """
 
     m: dict[str, float]
@@ -80,6 +81,7 @@ class Found:
     runs: dict[str, float] = field(default_factory=dict)
     unit: str = ""
     network: str = ""
+    own: float = 0.0
 
     def mask(self, k: int) -> Mask:
         """The mask that keeps k sites: the most important ones (and those that cannot be merged).
@@ -209,7 +211,11 @@ def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[
     """
     gated, gates = copy.deepcopy(model), Gates(sites.mergeable)
     for index, name in enumerate(gates.names):
-        traced = trace(gated.get_submodule(name), name)
+        block = gated.get_submodule(name)
+        if is_activation_module(block):  # a single one, outside blocks
+            gated.set_submodule(name, kind(not_inplace(block), gates, index))
+            continue
+        traced = trace(block, name)
         for node in removable_activations(traced):
             gate = kind(activation_module(traced, node), gates, index)
             replace_activation(traced, node, gate, f"gate_{node.name}")

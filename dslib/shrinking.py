@@ -18,6 +18,7 @@ from .blocks import (
     linear_blocks,
     merged_shape,
     shared_modules,
+    single_activations,
     site_names,
 )  # fmt: skip
 from .errors import BadConfig, MaskMismatch, NotMergeable, require
@@ -82,7 +83,7 @@ def shrink(
         BadConfig: if the sites of a run do not feed each other.
     Source: Fu et al., ICML 2022, stages 1-2; runs: Kim et al., ICML 2023; hoisting is ours, see docs/decisions.md.
     """
-    return _rewrite(model, plan, boundary, image_size, bypass, hoist)
+    return _rewrite(model, plan, boundary, image_size, bypass, lambda _: nn.Identity(), hoist)
 
 
 def possible_runs(
@@ -118,7 +119,7 @@ def fade(
 
     Source: linear activation decay, an option of the paper's released code.
     """
-    faded = _rewrite(model, plan, boundary, image_size, _wrap_in_fade)
+    faded = _rewrite(model, plan, boundary, image_size, _wrap_in_fade, lambda act: Fade(act, 0.0))
     for block in faded.modules():
         if isinstance(block, fx.GraphModule) and BOUNDARY in dict(block.named_children()):
             block.boundary = Fade(block.get_submodule(BOUNDARY), 1.0)
@@ -138,6 +139,8 @@ def settle(model: nn.Module) -> nn.Module:
     for block in settled.modules():
         if isinstance(block, fx.GraphModule):
             _settle_block(block)
+    for name in [name for name, module in settled.named_modules() if isinstance(module, Fade)]:  # outside blocks
+        settled.set_submodule(name, nn.Identity())
     return settled
 
 
@@ -184,19 +187,24 @@ def _rewrite(
     boundary: Boundary | Mapping[str, Boundary] | None,
     image_size: int | None,
     take_out: TakeOut,
+    in_place_of: Callable[[nn.Module], nn.Module],
     hoist: bool = True,
 ) -> nn.Module:
+    """`shrink`, `fade`: `take_out` is done to the activations of blocks; single ones are replaced."""
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     check_weights(model)
     small = copy.deepcopy(model)
     check_mask(small, plan.mask)
     shapes = input_shapes(small, list(plan.mask.removed), image_size) if image_size is not None else {}
-    shared = shared_modules(small)
+    shared, alone = shared_modules(small), single_activations(small)
     if plan.runs:
         check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
     for names in plan.groups:
         for name in names:
             require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)
+        if names[0] in alone:
+            small.set_submodule(names[0], in_place_of(small.get_submodule(names[0])))
+            continue
         blocks, sizes = [small.get_submodule(name) for name in names], [shapes.get(name) for name in names]
         try:
             merged_shape(blocks, names, sizes, hoist)
@@ -215,7 +223,7 @@ def check_mask(model: nn.Module, mask: Mask) -> None:
     """Raise `MaskMismatch` unless the mask names exactly this network's sites."""
     require(isinstance(mask, Mask), f"expected a dslib.Mask, found {type(mask).__name__}", MaskMismatch)
     names = site_names(model)
-    strange = [name for name in mask if name not in names]
+    strange = [name for name in mask if name not in (*names, *single_activations(model))]
     missing = [name for name in names if name not in mask and not is_foldable(model.get_submodule(name))]
     require(not strange and not missing,
             f"the mask is of another network: {_listed('not sites here', strange)}"

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import nn
 
-from .blocks import Shape, check_weights, ghost_of, input_shapes, merged_shape, shared_modules, site_names
+from .blocks import (
+    Shape,
+    check_weights,
+    ghost_of,
+    input_shapes,
+    merged_shape,
+    shared_modules,
+    single_activations,
+    site_names,
+)
 from .errors import MaskMismatch, NotMergeable, NotTraceable, require
 from .graphs import dtype_of, removable_activations, tail
 from .masks import Mask
@@ -28,9 +37,9 @@ class Site:
         name: module path in the network, e.g. 'features.3'.
         activations: how many inner activations go if the site is removed.
         input_shape: (C, H, W) at the image size looked at, or None if its input is not one feature map.
-        c_out, kernel, stride: of the merged convolution; None if not mergeable.
+        c_out, kernel, stride: of the merged convolution; None if not mergeable, or nothing is to be merged.
         reason: why it cannot be merged; '' if it can.
-        convolutions: how many it has.
+        convolutions: how many it has; 0 for a single activation outside all blocks.
         activation_at_end: whether an activation already ends the block.
     """
 
@@ -134,7 +143,7 @@ class Sites(Sequence[Site]):
                 MaskMismatch)  # fmt: skip
 
 
-def find_sites(model: nn.Module, image_size: int = 224) -> Sites:
+def find_sites(model: nn.Module, image_size: int = 224, single: bool = False) -> Sites:
     """The network's sites, each with its merged shape or the reason why it cannot be merged.
 
     A site is the innermost module that is neither a container nor the root and owns at least two
@@ -143,16 +152,22 @@ def find_sites(model: nn.Module, image_size: int = 224) -> Sites:
     Args:
         model: any CNN whose forward takes (N, C, H, W).
         image_size: side of the square input, in pixels.
+        single: whether activations outside blocks (the stem's, the head's) are sites too; removing one saves its
+            pass over the map, and there is nothing to be merged.
     Raises:
         BadConfig: if the network does not run at this image size.
     """
     check_weights(model)
     names = site_names(model)
-    shapes = input_shapes(model, names, image_size)
+    alone = single_activations(model) if single else []
+    shapes = input_shapes(model, [*names, *alone], image_size)
     shared = shared_modules(model)
+    looked = [_look_at(name, model.get_submodule(name), shapes.get(name)) for name in names]
+    looked += [Site(name, 1, shapes[name], 0) for name in alone if name in shapes]
+    places = {name: place for place, (name, _) in enumerate(model.named_modules())}
     found = [
         replace(site, reason=shared[site.name]) if site.name in shared else site
-        for site in (_look_at(name, model.get_submodule(name), shapes.get(name)) for name in names)
+        for site in sorted(looked, key=lambda site: places[site.name])
     ]
     foldable = [site.name for site in found if site.activations == 0 and site.mergeable]
     return Sites([site for site in found if site.name not in foldable], foldable, image_size)

@@ -109,6 +109,13 @@ def wide() -> nn.Sequential:
     return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
 
 
+def widened(num_classes: int = 10, width_mult: float = 1.0) -> nn.Module:
+    """Tiny, whose blocks' inner widths follow a multiplier."""
+    model = Tiny(num_classes)
+    model.blocks = nn.Sequential(Block(4, round(8 * width_mult), 4), Block(4, round(16 * width_mult), 6, 5, 2), Block(6, 8, 6))
+    return model
+
+
 def seven() -> nn.Module:
     """A network whose function does not take num_classes."""
     return Tiny(7)

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from conftest import Tiny, randomise_batchnorm
 
 import dslib
 from dslib import finetuning
-from dslib.bench import methods, sign
+from dslib.bench import joint, methods, sign
+from dslib.bench.joint import Widths, chosen, record_joint
 from dslib.bench.methods import METHODS, Matrix, record_methods
 from dslib.bench.sign import record_sign, spearman
 from dslib.bench.steps import record_steps
@@ -95,6 +97,40 @@ def test_bad_matrices_are_refused(small, monkeypatch):
         record_methods(small)
 
 
+def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
+    monkeypatch.setattr(joint, "load_data", lambda *_: digits)
+    monkeypatch.setattr(joint, "profile", lambda *_, **__: COST)
+    monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
+    settings = Widths("conftest:widened", data="digits", widths=(1.0, 0.5), shares=(0.9, 0.1), seeds=2,
+                      pretrain_epochs=1, count=64, batch_size=4, device="cpu")  # fmt: skip
+    out, told = tmp_path / "joint.json", []
+    record = record_joint(settings, None, out, told.append)
+    rows = pd.DataFrame([row for row in record.values["rows"] if row.get("share") == 0.9])
+    assert len(rows) == 4
+    assert (rows["predicted_ms"] <= 18).all()
+    assert (rows["k"] == 2).all()
+    for seed, width in ((0, 0.5), (1, 1.0)):
+        of = (rows["seed"] == seed) & (rows["width"] == width)
+        rows.loc[of, ["held_loss", "predicted_loss"]] = -1.0, 99.0
+    assert list(chosen(rows, "held_loss")["width"]) == [0.5, 1.0]
+    assert list(chosen(rows, "predicted_loss")["width"]) == [1.0, 0.5]
+    impossible = [line for line in told if "0.1 of the latency" in line]
+    assert len(impossible) == 4
+    assert "the least that can be reached is" in impossible[0]
+    monkeypatch.setattr(joint, "judge", None)  # all others stand
+    again = record_joint(settings, None, out, told.append).values["rows"]
+    assert sorted(map(str, again)) == sorted(map(str, record.values["rows"]))
+    (tmp_path / "joint" / "width-1.safetensors").unlink()
+    with pytest.raises(BadModel, match="expected the weights that the record's row is of"):
+        record_joint(settings, None, out, told.append)
+    for bad in ({"shares": (1.5,)}, {"widths": ()}, {"seeds": 0}):
+        with pytest.raises(BadConfig, match="expected"):
+            Widths(**bad)
+    none = record_joint(settings, 0.0, None, told.append)
+    assert none.values["rows"] == []
+    assert told[-1].startswith("missing: trained 0.5 (the hours are over")
+
+
 def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
     monkeypatch.setattr(sign, "load_data", lambda *_: digits)
     monkeypatch.setattr(sign, "load_model", lambda *_, **__: Loaded(randomise_batchnorm(Tiny()), False))
@@ -113,8 +149,6 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
 
 
 def test_rank_correlation():
-    import pandas as pd
-
     frame = pd.DataFrame({"weight": [0.0, 0.1, 1.0, 10.0], "predicted_ms": [9.0, 8.0, 8.5, 2.0]})
     assert spearman(frame) == pytest.approx(-0.8)
 

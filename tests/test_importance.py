@@ -68,6 +68,12 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
         tuned = importance(model, digits, sites, config, progress=False)
     assert tuned.m != found.m
     assert tuned.runs == {}
+    removed = calibrate(model, sites.mask(["blocks.0", "blocks.2"]), x[:64], progress=False).model
+    fitted = importance(model, digits, sites, Importance(count=64, calibrate=Calibrate()), progress=False)
+    with torch.no_grad():
+        losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]).item() for network in (removed, model)]
+    assert fitted.own == pytest.approx(losses[1], abs=1e-5)
+    assert fitted.m["blocks.1"] == pytest.approx(losses[0] - losses[1], abs=1e-5)
     with pytest.raises(BadConfig, match="longest: expected 1 or more"):
         Importance(longest=0)
 
@@ -85,7 +91,7 @@ def test_batchnorms_get_the_statistics_of_the_batches(tiny):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """`dslib calibrate` in this process, in tmp_path, for a trained Tiny; gives its output."""
+    """`dslib calibrate`, or another, in this process, in tmp_path, for a trained Tiny; gives its output."""
     from dslib.checkpoints import save_tensors
     from dslib.cli import main
 
@@ -93,8 +99,8 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
 
-    def run(*words) -> str:
-        given = ("calibrate", "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
+    def run(*words, name="calibrate") -> str:
+        given = (name, "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
         monkeypatch.setattr(sys, "argv", ["dslib", *given, *map(str, words)])
         main()
         return capsys.readouterr().out
@@ -121,6 +127,18 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
     with pytest.raises(SystemExit):
         command(*words)
     assert "k=1 of 3" in command(*words, "--skip-corrupt")
+
+
+@pytest.mark.parametrize("labels", ["--labels", "--no-labels"])
+def test_importances_on_the_command_line(tmp_path, command, labels):
+    words = ("--data", "digits", "--image-size", 16, "--count", 64, "--longest", 2, labels)
+    out = command(*words, "--out", "found.json", name="importance")
+    found = Found.load(tmp_path / "found.json")
+    assert set(found.m) == {f"blocks.{i}" for i in range(3)}
+    assert f"blocks.0+blocks.1 as one convolution: {found.runs['blocks.0+blocks.1']:.4f}" in out
+    with pytest.raises(SystemExit):
+        command(*words, "--count", 0, "--out", "other.json", name="importance")
+    assert not (tmp_path / "other.json").exists()
 
 
 def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):

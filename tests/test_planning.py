@@ -168,17 +168,17 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
 
 def test_the_joint_frontier_of_two_widths():
     narrow, wide = tables([1.0, 2.0], [3.0, 4.0]), tables([0.1, 0.4], [3.0, 4.0])
-    narrow = (narrow[0], replace(narrow[1], total=15.0), 2.0)  # its own loss is higher
-    front = joint({"narrow": narrow, "wide": (*wide, 0.0)})
-    every = [(p.latency, own + p.loss) for found, cost, own in (narrow, (*wide, 0.0)) for p in pareto(found, cost)]
+    narrow = replace(narrow[0], own=2.0), replace(narrow[1], total=15.0)
+    front = joint({"narrow": narrow, "wide": wide})
+    every = [(p.latency, found.own + p.loss) for found, cost in (narrow, wide) for p in pareto(found, cost)]
     unbeaten = sorted((a, b) for a, b in every if not any((c <= a and d <= b) and (c, d) != (a, b) for c, d in every))
     assert [(one.planned.latency, one.loss) for one in front] == unbeaten[::-1]
     assert {one.network for one in front} == {"narrow", "wide"}
     assert front[0].network == "wide"
     with pytest.raises(MaskMismatch, match="costs of different settings"):
-        joint({"narrow": narrow, "wide": (wide[0], replace(wide[1], batch_size=8), 0.0)})
+        joint({"narrow": narrow, "wide": (wide[0], replace(wide[1], batch_size=8))})
     with pytest.raises(MaskMismatch, match="nats of cross-entropy, to be added"):
-        joint({"wide": (replace(wide[0], unit="nats of divergence"), wide[1], 0.0)})
+        joint({"wide": (replace(wide[0], unit="nats of divergence"), wide[1])})
 
 
 def test_importances_and_costs_become_a_plan_on_the_command_line(tmp_path):

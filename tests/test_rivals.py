@@ -9,7 +9,7 @@ from conftest import Tiny
 import dslib
 from dslib.errors import MaskMismatch
 from dslib.profiling import CostTable
-from dslib.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, learned_slopes, within
+from dslib.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, paper_masks, train_slopes, within
 from dslib.searching import Found, add_gates
 from dslib.training import Train
 
@@ -17,14 +17,14 @@ COST = CostTable({f"blocks.{i}": 5.0 for i in range(3)}, {f"blocks.{i}": 9.0 for
                  {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0}, 20.0, 1, 16, "cpu", "eager")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "the paper's masks"])
 def test_each_rival_gives_a_mask_for_every_k(name, tiny, digits):
     model = tiny.float()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sites = dslib.find_sites(model, 16)
     found = [RIVALS[name](model, digits, sites, COST, seed) for seed in (0, 0, 1)]
     assert found[0] == found[1]
-    assert [found[0].mask(k).k for k in range(4)] == [0, 1, 2, 3]
+    assert [mask.k for mask in found[0]] == [3, 2, 1, 0]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     if name != "keep the cheapest":
         assert found[0] != found[2]
@@ -32,15 +32,25 @@ def test_each_rival_gives_a_mask_for_every_k(name, tiny, digits):
 
 def test_the_costliest_go_first():
     found = keep_cheapest(Tiny(), None, dslib.find_sites(Tiny(), 16), COST)
-    assert [found.mask(k).removed for k in (2, 1)] == [("blocks.1",), ("blocks.1", "blocks.2")]
+    assert [mask.removed for mask in found[1:3]] == [("blocks.1",), ("blocks.1", "blocks.2")]
+
+
+def test_the_papers_masks_are_for_mobilenet_v2(tiny):
+    model = dslib.load_model("mobilenet_v2").model
+    sites = dslib.find_sites(model, 64)
+    found = paper_masks(model, None, sites, COST)
+    assert [mask.k for mask in found] == [11, 8, 8, 6, 6, 0]
+    assert found[3].kept == tuple(f"features.{i}" for i in (4, 5, 14, 15, 16, 17))
+    with pytest.raises(MaskMismatch, match="17 sites, found 3"):
+        paper_masks(tiny, None, dslib.find_sites(tiny.float(), 16), COST)
 
 
 def test_even_spacing():
     model = dslib.load_model("mobilenet_v2").model
     found = evenly_spaced(model, None, dslib.find_sites(model, 64), COST)
-    names = found.order
+    names = tuple(found[0])
     for k, widest in ((15, 9), (13, 5)):
-        places = [-1, *(names.index(name) for name in found.mask(k).removed), len(names)]
+        places = [-1, *(names.index(name) for name in found[17 - k].removed), len(names)]
         assert max(b - a for a, b in pairwise(places)) <= widest
 
 
@@ -55,8 +65,8 @@ def test_slopes_blend_and_are_pushed_to_the_identity(tiny, digits):
     linear[1].keep(0)
     torch.testing.assert_close(sloped(x), linear[0](x))
     config = Train(epochs=2, lr=0.1, batch_size=32)
-    free, pushed = (learned_slopes(model, digits, sites, COST, 0, config, weight) for weight in (0.0, 100.0))
-    assert sum(pushed.m.values()) < sum(free.m.values())
+    free, pushed = (train_slopes(model, digits, sites, config, weight) for weight in (0.0, 100.0))
+    assert sum(pushed.values()) < sum(free.values())
 
 
 def test_the_first_mask_within_a_budget():

@@ -14,16 +14,12 @@ from ..measuring import count_macs
 from ..merging import merge
 from ..models import load_model
 from ..records import Record
+from ..rivals import PAPER_KEPT
 from ..shrinking import shrink
 from ..sites import Sites, find_sites
 from .tables import Measured, Table
 
-# Fu et al. 2022: sites kept, and whether the stem keeps its activation
-MASKS = {
-    "A": ((0, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16), False), "B": ((3, 4, 10, 11, 13, 14, 15, 16), True),
-    "C": ((0, 3, 10, 11, 13, 14, 15, 16), True), "D": ((3, 4, 13, 14, 15, 16), False),
-    "E": ((0, 3, 13, 14, 15, 16), False), "F": ((), True),
-}  # fmt: skip
+STEM_ACTIVE = "BCF"  # the masks that leave the stem its activation (Fu et al. 2022)
 WIDTHS = (0.65, 0.35)
 ORIGINAL = ("mobilenet_v2", {"width_mult": 1.4})
 
@@ -34,7 +30,7 @@ def paper_networks(image_size: int = 224) -> dict[str, nn.Module]:
     original = load_model(name, options=options).model
     original.eval()
     sites = find_sites(original, image_size)
-    networks = {"original": original, **{letter: masked(original, sites, letter) for letter in MASKS}}
+    networks = {"original": original, **{letter: masked(original, sites, letter) for letter in PAPER_KEPT}}
     for width in WIDTHS:
         networks[f"width {width}"] = load_model(name, options={"width_mult": width}).model
     networks["dense"] = dense(original, sites).model
@@ -43,11 +39,10 @@ def paper_networks(image_size: int = 224) -> dict[str, nn.Module]:
 
 def masked(original: nn.Module, sites: Sites, letter: str) -> nn.Module:
     """MobileNetV2 merged with one of the paper's masks; its first block is never merged, also where it is removed."""
-    kept, stem_activation = MASKS[letter]
-    mask = sites.mask([name for i, name in enumerate(sites.names) if i in kept])
+    mask = sites.mask([sites.names[i] for i in PAPER_KEPT[letter]])
     shrunk = shrink(original, mask, nn.ReLU6, sites.image_size)
     merged = merge(shrunk, only=[name for name in mask.removed if name != sites.names[0]])
-    if not stem_activation:
+    if letter not in STEM_ACTIVE:
         merged.set_submodule("features.0.2", nn.Identity())
     return merged
 

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..blocks import in_channels
-from ..calibration import Calibrate, calibrate
+from ..calibration import Calibrate
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, require
-from ..finetuning import finetune
 from ..importance import rank
 from ..masks import Plan
-from ..measuring import measure
 from ..models import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
 from ..records import Record, as_words, commit
-from ..rivals import RIVALS, within
+from ..rivals import RIVALS, masks_of, within
 from ..running import CALIBRATED, Run
 from ..searching import Found, search
 from ..sites import Sites, find_sites
 from ..training import evaluate
+from .judging import judge
 from .rows import Rows
 
 METHODS = ("planner", "planner with runs", "search", *RIVALS)
@@ -91,7 +88,6 @@ def record_methods(
         echo: is told each row.
     """
     matrix = matrix or Matrix()
-    started = time.perf_counter()
     loaded = load_data(matrix.data, matrix.image_size)
     where = pick_device(matrix.device)
     network, trained = load_model(matrix.model, loaded.classes, matrix.weights, matrix.options)
@@ -104,34 +100,23 @@ def record_methods(
     names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
     command = f"dslib bench methods {as_words({names.get(key, key): value for key, value in words.items()})}"
     blank = Record("methods", command, words, {}, this_machine(where), commit())
-    rows = Rows(blank, out, selecting=("methods", "speedups", "seeds"))
-    table = rows.add({"cost": matrix.runtime}, lambda: {
+    rows = Rows(blank, out, selecting=("methods", "speedups", "seeds"), hours=hours)
+    cost = rows.add({"cost": matrix.runtime}, lambda: {
         "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=LONGEST)),
         "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
-    })["table"]  # fmt: skip
-    compared = _Compared(matrix, network, loaded, sites, CostTable(**table))
-    missing: list[str] = []
-
-    def add(key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        over = hours is not None and time.perf_counter() - started > 3600 * hours
-        if over and not rows.has(key):
-            missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
-            return None
-        return rows.add(key, make, keep_errors=True)
-
+    }, short=True)  # fmt: skip
+    compared = _Compared(matrix, network, loaded, sites, CostTable(**cost["table"]))
     for seed in range(matrix.seeds):
         for method in matrix.methods:
-            row = add({"found": method, "seed": seed}, partial(compared.find, method, seed))
-            if row is None or "error" in row:
-                echo(f"{method}, seed {seed}: {row['error'] if row else 'not begun'}")
+            key = {"found": method, "seed": seed}
+            found = rows.add(key, partial(compared.find, method, seed), keep_errors=True)
+            if "seconds" not in found:
+                echo(f"{method}, seed {seed}: {found.get('error', 'not begun')}")
                 continue
-            found = Found.of(row["table"])
             for speedup in matrix.speedups:
                 point = {"method": method, "speedup": speedup, "seed": seed}
-                row = add(point, partial(compared.judge, found, point))
-                if row is not None:
-                    echo(_say(row))
-    for name in missing:
+                echo(_say(rows.add(point, partial(compared.judge, found, point), keep_errors=True)))
+    for name in rows.missing:
         echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
     return rows.record
 
@@ -149,44 +134,31 @@ class _Compared:
             images = self.data.train.first(matrix.rank_count, seed)
             longest = LONGEST if method == "planner with runs" else 1
             found = rank(self.network, self.sites, images, Calibrate(seed=seed), longest=longest)
-        elif method == "search":
+            return {"table": asdict(found), "seconds": time.perf_counter() - began}
+        if method == "search":
             k = max(len(self.sites) // 2, len(self.sites.always_kept))
             config = replace(Run.search, k=k, epochs=matrix.search_epochs, seed=seed)
             savings = {name: self.cost.saving((name,), merged=True) for name in self.cost.kept}  # calibrating merges
-            found = search(self.network, self.data, self.sites, savings, config)
+            masks = masks_of(self.sites, search(self.network, self.data, self.sites, savings, config).m)
         else:
-            found = RIVALS[method](self.network, self.data, self.sites, self.cost, seed)
-        return {"table": asdict(found), "seconds": time.perf_counter() - began}
+            masks = RIVALS[method](self.network, self.data, self.sites, self.cost, seed)
+        return {"kept": [mask.kept for mask in masks], "seconds": time.perf_counter() - began}
 
-    def judge(self, found: Found, point: dict[str, Any]) -> dict[str, Any]:
+    def judge(self, found: Mapping[str, Any], point: dict[str, Any]) -> dict[str, Any]:
         """One plan at a budget: its accuracy before and after finetuning, its speed-up as measured."""
-        matrix, began = self.matrix, time.perf_counter()
+        matrix = self.matrix
         budget, seed = self.cost.total / point["speedup"], point["seed"]
-        if point["method"].startswith("planner"):
-            chosen = plan(found, self.cost, budget)
+        if "table" in found:
+            chosen = plan(Found.of(found["table"]), self.cost, budget)
         else:
-            masks = (found.mask(k) for k in range(len(found.order), len(found.always_kept) - 1, -1))
-            chosen = Plan(within(masks, self.cost, budget))
-        images = self.data.train.first(matrix.count, seed)
-        small = calibrate(self.network, chosen, images, Calibrate(seed=seed), progress=False).model
-        config = replace(CALIBRATED, epochs=matrix.epochs, seed=seed)
-        done = finetune(small, self.data, self.network, config).model
-        size = self.cost.image_size
-        batch = torch.randn(self.cost.batch_size, in_channels(self.network), size, size)
-        batch = batch.to(next(self.network.parameters()).device)
-        timing = measure({"original": self.network, "small": done}, batch, 15, runtime=matrix.runtime)
-        ratio, low, high = timing.speedup("small", over="original")
-        return {
-            "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
-            "predicted_ms": self.cost.predict(chosen, merged=True), "measured_speedup": ratio, "q25": low, "q75": high,
-            "busy": timing.busy, "accuracy_before": evaluate(small, self.data.val),
-            "accuracy": evaluate(done, self.data.val), "seconds": time.perf_counter() - began,
-        }  # fmt: skip
+            chosen = Plan(within(map(self.sites.mask, found["kept"]), self.cost, budget))
+        config, images = replace(CALIBRATED, epochs=matrix.epochs, seed=seed), self.data.train.first(matrix.count, seed)
+        return judge(self.network, chosen, self.data, self.cost, config, images, matrix.runtime)
 
 
 def _say(row: dict[str, Any]) -> str:
     point = f"{row['method']}, {row['speedup']:g} times, seed {row['seed']}"
-    if "error" in row:
-        return f"{point}: {row['error']}"
+    if "accuracy" not in row:
+        return f"{point}: {row.get('error', 'not begun')}"
     return (f"{point}: {len(row['removed'])} removed, {row['measured_speedup']:.2f} times as fast, accuracy "
             f"{row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +20,21 @@ class Rows:
     Args:
         record: with the settings, without rows.
         out: the record's file; rows that stand there are not measured again. None keeps nothing.
+        idle: whether rows that were measured on a busy machine are measured again.
         selecting: settings that only say which rows there are: the file may be of others.
+        hours: no row is begun after so many; those that are not are `missing`.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
-    def __init__(self, record: Record, out: Path | None, selecting: Collection[str] = ()) -> None:
+    def __init__(
+        self, record: Record, out: Path | None, idle: bool = False, selecting: Collection[str] = (),
+        hours: float | None = None,
+    ) -> None:  # fmt: skip
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
-        self._commit = record.commit
+        self._commit, self._idle = record.commit, idle
+        self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
+        self.missing: list[str] = []
         if out is None or not out.exists():
             return
         before = Record.load(out)
@@ -37,24 +46,27 @@ class Rows:
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
         self.record = replace(record, values=before.values, commit=", ".join(commits))
 
-    def has(self, key: dict[str, Any]) -> bool:
-        """Whether the row with this key stands."""
-        return self._find(_as_read(key)) is not None
-
-    def add(self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False) -> dict[str, Any]:
+    def add(
+        self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False, short: bool = False
+    ) -> dict[str, Any]:  # fmt: skip
         """The row with this key: as it stands, or made and saved at once.
 
         Args:
             key: what is measured.
             make: measures it.
             keep_errors: one that could not be measured then says why under `error`, and is tried again the next time.
+            short: made also when the hours are over.
+        Returns:
+            The row; only the key if the hours are over.
         """
         rows: list[dict[str, Any]] = self.record.values["rows"]
         key = _as_read(key)
         before = self._find(key)
         if before is not None:
             return before
-        rows[:] = [row for row in rows if not row.items() >= key.items()]
+        if time.monotonic() > self._end and not short:
+            self.missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
+            return key
         try:
             row = {**key, **make(), "commit": self._commit}
         except Exception as error:  # a table's other rows are still wanted
@@ -62,13 +74,14 @@ class Rows:
                 raise
             kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
             row = {**key, "error": kind + first_line(error)}
-        rows.append(row)
+        rows[:] = [*(other for other in rows if not other.items() >= key.items()), row]
         if self._out is not None:
             self.record.save(self._out)
         return row
 
     def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        rows = (row for row in self.record.values["rows"] if "error" not in row)
+        rows = (row for row in self.record.values["rows"]
+                if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
         return next((row for row in rows if row.items() >= key.items()), None)
 
 

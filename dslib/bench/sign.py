@@ -57,7 +57,7 @@ def record_sign(
     def searched(weight: float, seed: int) -> dict[str, Any]:
         found = search(model, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
         mask = found.mask(k)
-        return {"predicted_ms": cost.predict(mask), "removed": list(mask.removed)}
+        return {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
 
     for weight in weights:
         for seed in range(seeds):

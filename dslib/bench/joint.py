@@ -1,0 +1,173 @@
+"""A narrower network with more activations, or a wider one with fewer? `dslib bench joint`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ..calibration import Calibrate
+from ..checkpoints import save_tensors
+from ..datasets import Data, load_data
+from ..devices import pick_device, this_machine
+from ..errors import BadModel, require
+from ..importance import Importance, halves, importance
+from ..models import load_model
+from ..planning import plan
+from ..profiling import CostTable, profile
+from ..records import Record, as_words, commit
+from ..running import CALIBRATED, Run, pretrain
+from ..searching import Found
+from ..sites import find_sites
+from ..training import evaluate
+from .judging import judge
+from .rows import Rows
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What is compared.
+
+    Args:
+        model, options: as for `load_model`; each width is given as the option `width_mult`.
+        data, image_size: as for `load_data`.
+        widths: of the networks, which are trained from nothing.
+        shares: latency budgets, of the widest network's latency.
+        seeds: of importances, calibration and finetuning; each network is trained once.
+        pretrain_epochs, epochs: of the training from nothing, and of the finetuning from a calibrated start.
+        count: images to calibrate on, and as many others for the losses.
+        batch_size, runtime: that latencies are measured at.
+    """
+
+    model: str = "mobilenet_v2"
+    options: dict[str, Any] | None = None
+    data: str = "cifar10"
+    image_size: int | None = None
+    widths: tuple[float, ...] = (1.0, 0.75, 0.5, 0.35)
+    shares: tuple[float, ...] = (0.8, 0.6, 0.45, 0.3)
+    seeds: int = 3
+    pretrain_epochs: int = 10
+    epochs: int = 1
+    count: int = 1024
+    batch_size: int = 32
+    runtime: str = "eager"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(min(self.seeds, self.count, self.batch_size) > 0, "expected one or more of each")
+        require(bool(self.widths) and min(self.widths) > 0, f"widths: expected more than 0, found {self.widths}")
+        good = bool(self.shares) and all(0 < share <= 1 for share in self.shares)
+        require(good, f"shares: expected more than 0, 1 at most, found {self.shares}")
+
+
+def record_joint(
+    widths: Widths | None = None, hours: float | None = None, out: Path | None = None,
+    echo: Callable[[str], object] = print,
+) -> Record:  # fmt: skip
+    """Each width's best plan at each budget; which width to take is chosen on training images (`chosen`).
+
+    Args:
+        widths: what is compared.
+        hours: no row is begun after so many; those that are missing are told.
+        out: the record's file; rows that stand there are not made again. Weights stand in a folder beside it.
+        echo: is told each row.
+    """
+    config = widths or Widths()
+    data, where = load_data(config.data, config.image_size), pick_device(config.device)
+    words = {**asdict(config), "image_size": data.image_size, "device": str(where),
+             "options": tuple(f"{key}={value}" for key, value in (config.options or {}).items())}  # fmt: skip
+    names = {"widths": "width", "shares": "share", "options": "model_option"}
+    command = f"dslib bench joint {as_words({names.get(key, key): value for key, value in words.items()})}"
+    blank = Record("joint", command, words, {}, this_machine(where), commit())
+    rows = Rows(blank, out, selecting=("shares", "seeds"), hours=hours)
+    with tempfile.TemporaryDirectory() as beside:
+        folder = Path(beside) if out is None else out.with_suffix("")
+        paths = {width: folder / f"width-{width:g}.safetensors" for width in config.widths}
+        for width, path in paths.items():
+            rows.add({"trained": width}, partial(_train, config, width, data, where, path))
+        begun = {} if rows.missing else paths
+        networks = {width: _Network(config, width, data, where, rows, path) for width, path in begun.items()}
+        for seed in range(config.seeds):
+            for network in networks.values():
+                network.rank(seed)
+            for share in config.shares:
+                for network in networks.values():
+                    echo(network.judge(share, seed, networks[max(config.widths)]))
+    for missing in rows.missing:
+        echo(f"missing: {missing} (the hours are over; the same command with the same --out goes on)")
+    return rows.record
+
+
+def chosen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """For each budget and seed the width with the least `by`: `predicted_loss`, or `held_loss` once calibrated.
+
+    Both are of training images that neither calibrated nor finetuned anything.
+    """
+    return rows.loc[rows.groupby(["share", "seed"])[by].idxmin()]
+
+
+def _options(config: Widths, width: float) -> dict[str, Any]:
+    return {**(config.options or {}), "width_mult": width}
+
+
+def _train(config: Widths, width: float, data: Data, where: torch.device, path: Path) -> dict[str, Any]:
+    torch.manual_seed(0)
+    options = _options(config, width)
+    model = load_model(config.model, data.classes, "none", options).model.to(where)
+    run = Run(config.model, config.data, 1, weights="none", options=options)
+    pretrain(model, data, replace(run, pretrain=replace(run.pretrain, epochs=config.pretrain_epochs)), head_only=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, model.state_dict())
+    return {"accuracy": evaluate(model, data.val), "val_images": len(data.val)}
+
+
+class _Network:
+    """A trained network of one width: profiled and ranked."""
+
+    def __init__(self, config: Widths, width: float, data: Data, where: torch.device, rows: Rows, path: Path) -> None:
+        self.config, self.width, self.data, self.rows = config, width, data, rows
+        require(path.is_file(), f"{path}: expected the weights that the record's row is of, found none: remove the "
+                "record, or give another file", BadModel)  # fmt: skip
+        self.network = load_model(config.model, data.classes, str(path), _options(config, width)).model.to(where).eval()
+        self.sites = find_sites(self.network, data.image_size)
+        row = rows.add({"cost": width}, lambda: {"table": asdict(
+            profile(self.network, self.sites, config.batch_size, runtime=config.runtime)
+        )}, short=True)  # fmt: skip
+        self.cost = CostTable(**row["table"])
+        self.found: dict[int, Found] = {}
+
+    def rank(self, seed: int) -> None:
+        """The importances, by calibrating each site away."""
+        settings = Importance(count=self.config.count, calibrate=Calibrate(seed=seed), seed=seed)
+        key = {"importance": self.width, "seed": seed}
+        row = self.rows.add(key, lambda: {"table": asdict(importance(self.network, self.data, self.sites, settings))})
+        if "table" in row:
+            self.found[seed] = Found.of(row["table"])
+
+    def judge(self, share: float, seed: int, widest: _Network) -> str:
+        """The best plan at a budget, measured; one line about it."""
+        point = {"width": self.width, "share": share, "seed": seed}
+
+        def make() -> dict[str, Any]:
+            found, config = self.found[seed], self.config
+            best = plan(found, self.cost, share * widest.cost.total)
+            fit, held = halves(self.data.train, config.count, seed)
+            loss = found.own + sum(found.m[name] for name in best.mask.removed)
+            settings = replace(CALIBRATED, epochs=config.epochs, seed=seed)
+            row = judge(self.network, best, self.data, self.cost, settings, fit, config.runtime, widest.network, held)
+            return {"predicted_loss": loss, **row}
+
+        row = self.rows.add(point, make, keep_errors=True)
+        what = f"width {self.width:g}, {share:g} of the latency, seed {seed}"
+        if "accuracy" not in row:
+            return f"{what}: {row.get('error', 'not begun')}"
+        return (f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
+                f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip
