@@ -60,6 +60,7 @@ LAYERS = [
     "running",
     "plots",
     "speed_plots",
+    "search_plots",
     "widgets",
     "bench",
     "cli_options",

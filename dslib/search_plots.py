@@ -1,0 +1,97 @@
+"""Figures of searching and planning. Functions take data and return a Figure; axes carry units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .plots import KEPT, LINEAR, MERGED, ORIGINAL, new_figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from .planning import Planned
+
+# the rest of Okabe and Ito's palette follows
+COLOURS = (KEPT, LINEAR, MERGED, ORIGINAL, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
+MARKERS = "osD^v<>P"
+
+
+def plot_latency_weight(frame: pd.DataFrame) -> Figure:
+    """Predicted latency of what searches found over the weight of their latency term: points, and a line of means.
+
+    Args:
+        frame: columns `weight` and `predicted_ms`, one row a search.
+    """
+    figure, axes = new_figure(6.0, 3.4)
+    weights = sorted(frame["weight"].unique())  # drawn evenly: 0 has no place on a logarithmic axis
+    places = [weights.index(weight) for weight in frame["weight"]]
+    axes.plot(places, frame["predicted_ms"], "o", color=KEPT, alpha=0.6, label="one search")
+    means = frame.groupby("weight")["predicted_ms"].mean()
+    axes.plot(range(len(weights)), means[weights], "-", color=MERGED, label="mean")
+    axes.set_xticks(range(len(weights)), [f"{weight:g}" for weight in weights])
+    axes.set(xlabel="latency weight λ", ylabel="predicted latency, ms per batch")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_methods(frame: pd.DataFrame, original: float) -> Figure:
+    """Accuracy over measured speed-up: of each method at each budget the mean over seeds, with standard deviations.
+
+    Args:
+        frame: columns `method`, `speedup` (the budget), `measured_speedup` and `accuracy` (0 to 1), one row a network.
+        original: the original's accuracy.
+    """
+    figure, axes = new_figure(7.0, 4.0)
+    axes.axhline(100 * original, color=ORIGINAL, linewidth=1)
+    axes.annotate("original", (0.99, 100 * original), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                  textcoords="offset points", ha="right")  # fmt: skip
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        points = part.groupby("speedup")[["measured_speedup", "accuracy"]]
+        mean, spread = points.mean(), points.std().fillna(0.0)
+        axes.errorbar(mean["measured_speedup"], 100 * mean["accuracy"], xerr=spread["measured_speedup"],
+                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=COLOURS[i % 8], capsize=3,
+                      linewidth=1, label=method)  # fmt: skip
+    axes.set(xlabel="times as fast as the original, measured", ylabel="top-1 accuracy, %")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
+    """Accuracy over speed-up of each width's best plans, means over seeds; what was chosen is ringed.
+
+    Args:
+        frame: columns `width`, `share` (the budget), `measured_speedup` and `accuracy` (0 to 1), one row a network.
+        chosen: those of its rows whose width was chosen.
+    """
+    figure, axes = new_figure(6.5, 4.0)
+    for i, (width, part) in enumerate(frame.groupby("width")):
+        mean = part.groupby("share")[["measured_speedup", "accuracy"]].mean().sort_values("measured_speedup")
+        axes.plot(mean["measured_speedup"], 100 * mean["accuracy"], f"{MARKERS[i % 8]}-", color=COLOURS[i % 8],
+                  label=f"width {width:g}")  # fmt: skip
+    axes.plot(chosen["measured_speedup"], 100 * chosen["accuracy"], "o", color="#000000", markerfacecolor="none",
+              markersize=12, label="chosen")  # fmt: skip
+    axes.set(xlabel="times as fast as the widest network, measured", ylabel="top-1 accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_plans(planned: Sequence[Planned], others: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Figure:
+    """Importance removed over predicted latency: all plans that none beats a line, others points.
+
+    Args:
+        planned: from `planning.pareto`.
+        others: name -> (latency, importance removed) of other masks.
+        unit: of the importance.
+    """
+    figure, axes = new_figure(6.5, 3.6)
+    front = np.array([(one.latency, one.loss) for one in planned])
+    axes.step(*front[::-1].T, where="post", color=MERGED, label="no plan is below")
+    for i, (name, points) in enumerate(others.items()):
+        axes.plot(*zip(*points, strict=True), MARKERS[i % 8], color=(KEPT, LINEAR, ORIGINAL)[i % 3], label=name)
+    axes.set(xlabel="predicted latency, ms per batch", ylabel=f"importance removed, {unit}")
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,54 @@
+"""Figures of searching: what they show is what they were given."""
+
+import numpy as np
+import pandas as pd
+
+from dslib import search_plots
+from dslib.masks import Mask, Plan
+from dslib.planning import Planned
+
+
+def points(line):
+    return [tuple(point) for point in np.round(np.array(line.get_data()).T, 6).tolist()]
+
+
+def test_latency_over_its_weight():
+    frame = pd.DataFrame({"weight": [0.0, 0.0, 3.0, 0.1], "predicted_ms": [5.0, 7.0, 1.0, 4.0]})
+    axes = search_plots.plot_latency_weight(frame).axes[0]
+    assert points(axes.lines[0]) == [(0, 5), (0, 7), (2, 1), (1, 4)]
+    assert points(axes.lines[1]) == [(0, 6), (1, 4), (2, 1)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.1", "3"]
+
+
+def test_methods_with_their_spread():
+    frame = pd.DataFrame({
+        "method": ["planner", "planner", "random"], "speedup": [1.2, 1.2, 1.2],
+        "measured_speedup": [1.1, 1.3, 1.2], "accuracy": [0.9, 0.92, 0.8],
+    })  # fmt: skip
+    axes = search_plots.plot_methods(frame, 0.95).axes[0]
+    planner, random = (container.lines[0] for container in axes.containers)
+    assert points(planner) == [(1.2, 91)]
+    assert points(random) == [(1.2, 80)]
+    low, high = axes.containers[0].lines[2][1].get_segments()[0][:, 1]
+    assert np.isclose(high - low, 2 * 100 * np.std([0.9, 0.92], ddof=1))
+
+
+def test_widths_and_what_was_chosen():
+    frame = pd.DataFrame({
+        "width": [1.0, 1.0, 0.5, 0.5], "share": [0.8, 0.4, 0.8, 0.4], "seed": 0,
+        "measured_speedup": [1.2, 2.4, 1.5, 2.6], "accuracy": [0.8, 0.5, 0.7, 0.6],
+    })  # fmt: skip
+    axes = search_plots.plot_widths(frame, frame.iloc[[0, 3]]).axes[0]
+    narrow, wide, ringed = axes.lines
+    assert points(narrow) == [(1.5, 70), (2.6, 60)]
+    assert points(wide) == [(1.2, 80), (2.4, 50)]
+    assert points(ringed) == [(1.2, 80), (2.6, 60)]
+
+
+def test_plans_and_other_masks():
+    plan = Plan(Mask({"a": True}))
+    planned = [Planned(plan, 9.0, 0.0), Planned(plan, 5.0, 2.0)]
+    axes = search_plots.plot_plans(planned, {"random": [(6.0, 4.0)]}, "nats").axes[0]
+    assert points(axes.lines[0]) == [(5, 2), (9, 0)]
+    assert points(axes.lines[1]) == [(6, 4)]
+    assert axes.get_ylabel() == "importance removed, nats"
