@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from .cli_options import data_options, network_options, single_option, trained_network
+from .devices import this_machine
 from .errors import BadConfig, require
 from .masks import Plan
+from .records import Record, as_words, commit
 
 
 @click.command("importance")
@@ -37,15 +40,24 @@ def importance_command(
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     network.eval()
     sites = dslib.find_sites(network, loaded.image_size, single)
+    partial = out.with_suffix(".partial.json")
     if labels:
-        found = importance(network, loaded, sites, Importance(count=count, longest=longest, seed=seed))
+        config = Importance(count=count, longest=longest, seed=seed)
+        found = importance(network, loaded, sites, config, partial=partial)
     else:
         require(count > 0, f"--count: expected 1 or more, found {count}", BadConfig)
-        found = rank(network, sites, loaded.train.first(count, seed), Calibrate(seed=seed), longest=longest)
+        images = loaded.train.first(count, seed)
+        found = rank(network, sites, images, Calibrate(seed=seed), longest=longest, partial=partial)
     click.echo(found.frame.sort_values("rank").round(4).to_string())
     for run, value in found.runs.items():
         click.echo(f"{run} as one convolution: {value:.4f}")
-    click.echo(f"written: {found.save(out)}")
+    given = {"model": model, "weights": weights, "model_option": options, "data": data,
+             "image_size": loaded.image_size, "count": count, "longest": longest, "seed": seed}  # fmt: skip
+    flags = f"--{'' if labels else 'no-'}labels --{'' if single else 'no-'}single"
+    record = Record("importance", f"dslib importance {as_words(given)} {flags}", given, asdict(found),
+                    this_machine(next(network.parameters()).device), commit())  # fmt: skip
+    click.echo(f"written: {record.save(out)}")
+    partial.unlink(missing_ok=True)
 
 
 @click.command("plan")

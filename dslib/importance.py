@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import records
 from .blocks import structure_of
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
@@ -49,8 +51,9 @@ class Importance:
 
 
 def importance(
-    model: nn.Module, data: Data, sites: Sites, config: Importance | None = None, progress: bool = True
-) -> Found:
+    model: nn.Module, data: Data, sites: Sites, config: Importance | None = None, progress: bool = True,
+    partial: Path | None = None,
+) -> Found:  # fmt: skip
     """By how much the loss rises when the activations of a site (or of a run of sites) go, and nothing else.
 
     Args:
@@ -59,6 +62,7 @@ def importance(
         sites: of the model.
         config: the settings.
         progress: show a bar.
+        partial: where each value is kept as it comes, to go on from after an interruption.
     Returns:
         As from a search, with a mask for every k; `m` and `runs` are differences of cross-entropies, in nats.
     Source: the importance of Kim et al., ICML 2023, with seconds of recovery in place of an epoch of finetuning.
@@ -80,9 +84,10 @@ def importance(
             recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
         return loss_on(small, held)
 
-    before = loss(Plan(sites.mask(sites.names)))  # the same recovery, so that it counts for nothing
-    found = _of_each(model, sites, config.longest, lambda plan: loss(plan) - before, "importance" if progress else "")
-    return replace(found, unit="nats of cross-entropy", own=before)
+    about = f"importance of {sites.names}, {data.name}, {data.image_size}, {config}"
+    own, found = _of_each(model, sites, config.longest, loss, "importance" if progress else "", partial, about)
+    rises = ({name: value - own for name, value in part.items()} for part in (found.m, found.runs))
+    return replace(found, m=next(rises), runs=next(rises), unit="nats of cross-entropy", own=own)
 
 
 def halves(train: Split | FolderSplit, count: int, seed: int) -> tuple[Split, Split]:
@@ -101,7 +106,7 @@ def loss_on(model: nn.Module, held: Split) -> float:
 
 def rank(
     model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True,
-    longest: int = 1,
+    longest: int = 1, partial: Path | None = None,
 ) -> Found:  # fmt: skip
     """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
 
@@ -112,6 +117,7 @@ def rank(
         config: settings of the calibrations; kept blocks are not adjusted.
         progress: show a bar.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
+        partial: as for `importance`.
     Returns:
         As from a search, with a mask for every k; `m` and `runs` are mean Kullback-Leibler divergences, in nats.
     """
@@ -123,7 +129,9 @@ def rank(
         small = calibrate(model, plan, images, config, progress=False).model
         return divergence(logits_of(small, images, config.batch_size), expected)
 
-    return replace(_of_each(model, sites, longest, worse, "rank" if progress else ""), unit="nats of divergence")
+    about = f"ranking of {sites.names}, {len(images)} images, {sites.image_size}, {config}, {float(expected.sum()):.6e}"
+    _, found = _of_each(model, sites, longest, worse, "rank" if progress else "", partial, about)
+    return replace(found, unit="nats of divergence")
 
 
 def divergence(logits: Tensor, expected: Tensor) -> float:
@@ -137,12 +145,27 @@ def agreement(logits: Tensor, expected: Tensor) -> float:
     return (logits.argmax(1) == expected.argmax(1)).float().mean().item()
 
 
-def _of_each(model: nn.Module, sites: Sites, longest: int, value: Callable[[Plan], float], title: str) -> Found:
-    """The value of each plan that removes one site, or merges one run, and keeps all others."""
-    options = [(name,) for name in sites.mergeable] + [names for names, _ in possible_runs(model, sites, longest)]
-    found = {}
+def _of_each(
+    model: nn.Module, sites: Sites, longest: int, value: Callable[[Plan], float], title: str, partial: Path | None,
+    about: str,
+) -> tuple[float, Found]:  # fmt: skip
+    """The value of the network as it is, and of each plan that removes one site, or merges one run, and keeps the rest.
+
+    With the same recovery for all, what the recovery alone does counts for nothing in a difference.
+    """
+    of = {"about": about, "network": structure_of(model), "weights": sum(float(p.sum()) for p in model.parameters())}
+    kept = records.read_json(partial) if partial is not None and partial.exists() else {}
+    found: dict[str, float] = kept["values"] if kept.get("of") == of else {}
+    options: list[tuple[str, ...]] = [(), *((name,) for name in sites.mergeable)]
+    options += [names for names, _ in possible_runs(model, sites, longest)]
     for names in tqdm(options, title, leave=False, disable=None if title else True):
-        mask = sites.mask([name for name in sites.names if name not in names])
-        found["+".join(names)] = value(Plan(mask, [names] if len(names) > 1 else []))
-    m = {name: found.pop(name) for name in sites.mergeable}
-    return Found(m, sites.always_kept, sites.names, runs=found, network=structure_of(model))
+        key = "+".join(names)
+        if key not in found:
+            mask = sites.mask([name for name in sites.names if name not in names])
+            found[key] = value(Plan(mask, [names] if len(names) > 1 else []))
+            if partial is not None:
+                records.write_json(partial, {"of": of, "values": found})
+    own = found[""]
+    m = {name: found[name] for name in sites.mergeable}
+    runs = {"+".join(names): found["+".join(names)] for names in options if len(names) > 1}
+    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=of["network"])

@@ -119,14 +119,14 @@ class Found:
 
     @classmethod
     def load(cls, path: Path | str) -> Found:
-        """What `save` wrote.
+        """What `save` wrote, or `dslib importance`.
 
         Raises:
             BadRecord: if the file is something else.
         """
         found = records.read_json(path)
         try:
-            return cls.of(found)
+            return cls.of(found["values"] if found.get("name") == "importance" else found)
         except (KeyError, TypeError) as error:
             raise BadRecord(f"{path} is not a search result: {error}") from error
 

@@ -160,3 +160,25 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
         with pytest.raises(SystemExit):
             command(*words, "--out", "other.json")
     assert not (tmp_path / "other.json").exists()
+
+
+def test_an_interrupted_importance_goes_on(tiny, digits, tmp_path, monkeypatch):
+    model, partial = tiny.float(), tmp_path / "x.partial.json"
+    sites, calls = dslib.find_sites(model, 16), []
+    config = Importance(count=64)
+    whole = importance(model, digits, sites, config, progress=False)
+    loss_on = dslib.importance.loss_on
+
+    def counted(*given):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loss_on(*given)
+
+    monkeypatch.setattr(dslib.importance, "loss_on", counted)
+    with pytest.raises(KeyboardInterrupt):
+        importance(model, digits, sites, config, progress=False, partial=partial)
+    assert importance(model, digits, sites, config, progress=False, partial=partial) == whole
+    assert len(calls) == 5  # the third one twice
+    importance(model, digits, sites, replace(config, seed=1), progress=False, partial=partial)
+    assert len(calls) == 9  # other settings: nothing of the file is taken
