@@ -241,7 +241,7 @@ def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
         return model
     try:
         with use_precision(None):
-            exact = torch.promote_types(images.dtype, torch.float32)  # noise of a deep network in half looks like a fault
+            exact = torch.promote_types(images.dtype, torch.float32)  # a deep network in half is noisy
             return fold(copy.deepcopy(model).to(images.device, exact), images[:1].to(exact))
     except DslibError:
         raise
