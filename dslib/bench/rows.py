@@ -18,13 +18,14 @@ class Rows:
     Args:
         record: with the settings, without rows.
         out: the record's file; rows that stand there are not measured again. None keeps nothing.
+        idle: whether rows that were measured on a busy machine are measured again.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
-    def __init__(self, record: Record, out: Path | None) -> None:
+    def __init__(self, record: Record, out: Path | None, idle: bool = False) -> None:
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
-        self._commit = record.commit
+        self._commit, self._idle = record.commit, idle
         if out is None or not out.exists():
             return
         before = Record.load(out)
@@ -45,9 +46,8 @@ class Rows:
         rows: list[dict[str, Any]] = self.record.values["rows"]
         key = _as_read(key)
         for row in rows:
-            if row.items() >= key.items() and "error" not in row:
+            if row.items() >= key.items() and "error" not in row and not (self._idle and row.get("busy")):
                 return row
-        rows[:] = [row for row in rows if not row.items() >= key.items()]
         try:
             row = {**key, **make(), "commit": self._commit}
         except Exception as error:  # a table's other rows are still wanted
@@ -55,7 +55,7 @@ class Rows:
                 raise
             kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
             row = {**key, "error": kind + first_line(error)}
-        rows.append(row)
+        rows[:] = [*(other for other in rows if not other.items() >= key.items()), row]
         if self._out is not None:
             self.record.save(self._out)
         return row

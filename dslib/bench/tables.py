@@ -84,7 +84,7 @@ class Table:
     Args:
         name: of the benchmark.
         measured: what it is measured on.
-        out: the record's file; rows that stand there are not measured again.
+        out: the record's file; rows that stand there are not measured again, but for those of a busy machine.
         echo: is told each row.
         config: other settings of the benchmark.
     """
@@ -96,7 +96,7 @@ class Table:
         self._rounds = measured.rounds
         config = {**config, **asdict(measured), "device": str(self.device)}
         command = f"dslib bench {name} {as_words(config)}"
-        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out)
+        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out, idle=True)
         self.cases = cases(self.device, measured.batch_size, measured.runtime, measured.precision)
         self._peaks: dict[str, Peaks] = {}
         for precision in dict.fromkeys(case.precision for case in self.cases):
