@@ -11,7 +11,7 @@ import torch
 from .calibration import Calibrate
 from .cli_options import device_option, network_options, parse_options, settings
 from .errors import BadConfig, require
-from .runtimes import RUNTIMES, prepare
+from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 
 
 @click.command("calibrate")
@@ -29,6 +29,9 @@ from .runtimes import RUNTIMES, prepare
     show_default=True,
     help="What --speedup is measured on, at batch 32.",
 )
+@click.option(
+    "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True, help="The same."
+)
 @click.option("--ranking", type=Path, help="A ranking or search made before; written here if it does not exist.")
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
@@ -37,8 +40,8 @@ from .runtimes import RUNTIMES, prepare
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def calibrate_command(
     model: str, weights: str, options: tuple[str, ...], images: str, count: int, image_size: int | None,
-    skip_corrupt: bool, k: int | None, speedup: float | None, runtime: str, ranking: Path | None,
-    mask_file: Path | None, rank_count: int, device: str, out: Path, **given: Any,
+    skip_corrupt: bool, k: int | None, speedup: float | None, runtime: str, precision: str,
+    ranking: Path | None, mask_file: Path | None, rank_count: int, device: str, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Shrink and merge a trained network in seconds, from unlabelled photos, without training."""
     import dslib
@@ -55,9 +58,12 @@ def calibrate_command(
     photos, held, classes, size = _photos(images, count, image_size, skip_corrupt)
     loaded = dslib.load_model(model, classes, weights, parse_options(options))
     require(loaded.trained, f"{model} with weights {weights!r} is not trained for these images: give weights that are")
-    network = loaded.model.to(pick_device(device))
+    where = pick_device(device)
+    network = loaded.model.to(where)
     network.eval()
-    prepare(torch.nn.Identity(), next(photos.batches(1))[0].to(next(network.parameters())), runtime)  # before the work
+    prepare(
+        torch.nn.Identity(), next(photos.batches(1))[0].to(device=where, dtype=dtype_for(precision)), runtime
+    )  # before the work
     if mask_file is not None:
         plan = dslib.Plan.load(mask_file)
     else:
@@ -70,7 +76,8 @@ def calibrate_command(
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
-        plan = dslib.Plan(found.mask(k)) if k is not None else _quicker(network, sites, found, speedup or 1.0, runtime)
+        plan = dslib.Plan(found.mask(k)) if k is not None else _quicker(
+            network, sites, found, speedup or 1.0, runtime, precision)  # fmt: skip
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))
@@ -87,13 +94,13 @@ def calibrate_command(
     click.echo(f"written: {dslib.save(out, done.model, recipe)}")
 
 
-def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str) -> Any:
+def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str, precision: str) -> Any:
     """The plan that is so many times faster here, told to the user."""
     from .planning import for_speedup
     from .profiling import profile
 
-    cost = profile(network, sites, runtime=runtime)
-    plan, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime)
+    cost = profile(network, sites, runtime=runtime, precision=precision)
+    plan, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime, precision=precision)
     click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")
     return plan
 

@@ -126,8 +126,9 @@ def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) 
 
 
 def for_speedup(
-    model: nn.Module, found: Found, cost: CostTable, speedup: float, rounds: int = 15, runtime: str = "eager"
-) -> tuple[Plan, Speedup]:
+    model: nn.Module, found: Found, cost: CostTable, speedup: float, rounds: int = 15, runtime: str = "eager",
+    precision: str | None = None,
+) -> tuple[Plan, Speedup]:  # fmt: skip
     """The plan that removes the least importance and makes the merged network so many times faster, as measured.
 
     Predicted latencies are sums over blocks; where the whole network then falls short, more is asked of them.
@@ -138,7 +139,7 @@ def for_speedup(
         cost: measured here; the network is timed at its batch size and image size.
         speedup: ratio of medians, BatchNorm folded on both sides.
         rounds: measurements of each network.
-        runtime: that the costs were measured on.
+        runtime, precision: that the costs were measured on.
     Returns:
         The plan; and the measured speed-up with its quartiles.
     Raises:
@@ -152,7 +153,7 @@ def for_speedup(
     while True:
         best = plan(found, cost, latency)
         networks = {"small": merge(shrink(model, best, image_size=size)), "original": model}
-        timing = measure(networks, images, rounds, runtime=runtime)
+        timing = measure(networks, images, rounds, runtime=runtime, precision=precision)
         reached = timing.speedup("small", over="original")
         if reached[0] >= speedup:
             return best, reached

@@ -242,7 +242,9 @@ def _claim(out: Path, config: Run) -> None:
 def _command(config: Run) -> str:
     """The command line that repeats the run where its data is, settings that are defaults left out."""
     words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
-    words += [f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "single", "calibrate") if getattr(config, flag)]
+    words += [
+        f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "single", "calibrate") if getattr(config, flag)
+    ]
     default = Run(config.model, config.data, config.k, calibrate=config.calibrate)
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
         if getattr(config, name) != getattr(default, name):

@@ -20,7 +20,7 @@ from .errors import BadConfig, DslibError, first_line, require
 PRECISIONS = {
     "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-LIMITS = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest output; others: 1e-3
+LIMITS = {torch.float16: 2e-2, torch.bfloat16: 0.3}  # of the largest output, for a hundred layers; others: 1e-3
 _PLAIN = ("eager", "nchw")  # PyTorch itself: nothing to compare with
 _COMPILED = 256  # versions of one class that are kept compiled at a time
 _NO_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "alloc_failed", "bad allocation")

@@ -112,7 +112,9 @@ def wide() -> nn.Sequential:
 def widened(num_classes: int = 10, width_mult: float = 1.0) -> nn.Module:
     """Tiny, whose blocks' inner widths follow a multiplier."""
     model = Tiny(num_classes)
-    model.blocks = nn.Sequential(Block(4, round(8 * width_mult), 4), Block(4, round(16 * width_mult), 6, 5, 2), Block(6, 8, 6))
+    model.blocks = nn.Sequential(
+        Block(4, round(8 * width_mult), 4), Block(4, round(16 * width_mult), 6, 5, 2), Block(6, 8, 6)
+    )
     return model
 
 

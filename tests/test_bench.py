@@ -210,6 +210,11 @@ def test_rows_stand_once_they_are_measured(tmp_path):
     with pytest.raises(DslibError, match="not today"):
         made[:] = [0]
         again.add({"i": 3}, lambda: measure(2))
+    path.unlink()
+    noted = [{"busy": True, "ms": 1}, {"busy": False, "ms": 2}, {"busy": False, "ms": 3}]
+    for idle, ms in ((False, 1), (False, 1), (True, 2), (True, 2)):
+        assert Rows(blank, path, idle).add({"i": 1}, lambda: noted.pop(0))["ms"] == ms
+    assert [row["ms"] for row in Record.load(path).values["rows"]] == [2]
     for other in ({"config": {"sizes": (1, 3)}}, {"values": {"n": 4}}, {"machine": {"device": "cuda"}}, {"name": "y"}):
         with pytest.raises(BadConfig, match="other settings or of another machine"):
             Rows(replace(blank, **other), path)

@@ -85,9 +85,7 @@ def test_it_is_profiled_ranked_and_calibrated(tiny, sites):
     alone = calibrate(tiny, sites.mask(sites.names[1:]), x)
     assert alone.errors == {}
     with torch.no_grad():
-        torch.testing.assert_close(
-            alone.model(x), dslib.shrink(tiny, sites.mask(sites.names[1:]), image_size=32)(x)
-        )
+        torch.testing.assert_close(alone.model(x), dslib.shrink(tiny, sites.mask(sites.names[1:]), image_size=32)(x))
 
 
 def test_a_recipe_rebuilds_it(tiny, sites, tmp_path):

@@ -4,6 +4,7 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomise_batchnorm, wide
@@ -15,6 +16,7 @@ from dslib.bench.masks import MASKS, masked, paper_mflops
 from dslib.bench.rows import Rows
 from dslib.bench.tables import Case, Measured, cases, side_by_side
 from dslib.errors import BadConfig, BadRecord
+from dslib.measuring import Timing
 from dslib.models import Loaded
 from dslib.records import Record
 from dslib.roofline import Peaks
@@ -86,9 +88,10 @@ def test_cases_of_a_device():
     assert cases(torch.device("cpu"), [2], (), ["bfloat16"]) == [Case("eager", "bfloat16", 2)]
 
 
-def test_table1_goes_on_where_it_stopped(small, tmp_path):
+def test_table1_goes_on_where_it_stopped(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Timing, "busy", property(lambda _: False))  # rows of a busy machine are measured again
     out, told = tmp_path / "x.json", []
-    measured = Measured("cpu", 32, (2,), ("eager", "cudagraph"), ("float32",), 3)
+    measured = Measured("cpu", 32, (2,), ("eager", "cudagraph"), ("float32",), 6, passes=2)
     record = table1.record_table1(("tiny",), measured, out, told.append)
     row = next(r for r in record.values["rows"] if r.get("runtime") == "eager" and "model" in r)
     assert row["networks"]["original"]["speedup"] == 1
@@ -98,6 +101,9 @@ def test_table1_goes_on_where_it_stopped(small, tmp_path):
     assert values["share_of_peak"] == pytest.approx(values["gflops"] / 100)
     assert values["working_memory_mib"] > 0
     assert {"busy", "others"} <= set(row)
+    passes = [r["ms"] for r in record.values["rows"] if r.get("of") == "tiny" and r["runtime"] == "eager"]
+    assert [len(ms["dense"]) for ms in passes] == [3, 3]
+    assert values["latency_ms"] == pytest.approx(np.median([*passes[0]["dense"], *passes[1]["dense"]]))
     failed = next(r for r in record.values["rows"] if r.get("runtime") == "cudagraph")
     assert failed["error"] == "runtime cudagraph runs on cuda, the images are on cpu"
     blocks = next(r for r in record.values["rows"] if "blocks" in r)["ms"]
@@ -114,12 +120,30 @@ def test_table1_goes_on_where_it_stopped(small, tmp_path):
     ]
     with pytest.raises(BadConfig, match="other settings"):
         table1.record_table1(("tiny",), replace(measured, rounds=4), out, told.append)
+    with pytest.raises(BadConfig, match="expected one pass or more, of one round or more each, found 4 and 3"):
+        Measured(rounds=3, passes=4)
+
+
+def test_passes_are_spread_and_the_smallest_batch_counts(small, monkeypatch):
+    seen, sizes = [], iter([2, 2, 1, 2])
+
+    def timed(networks, images, rounds, runtime, precision):
+        seen.append(runtime)
+        return Timing({name: np.full(rounds, 2.0) for name in networks}, next(sizes), "cpu", runtime, None)
+
+    monkeypatch.setattr(tables, "measure", timed)
+    table = tables.Table("x", Measured("cpu", 32, (2,), ("a", "b"), ("float32",), 4, passes=2), None, lambda _: None)
+    table.add_cases("tiny", {"original": small}, table.cases)
+    assert seen == ["a", "b", "a", "b"]
+    rows = {row["runtime"]: row for row in table.rows.record.values["rows"] if "model" in row}
+    assert [rows[name]["measured_batch_size"] for name in "ab"] == [1, 2]
+    assert [rows[name]["networks"]["original"]["images_per_s"] for name in "ab"] == [500.0, 1000.0]
 
 
 def test_a_network_without_a_dense_counterpart_does_not_end_the_table(monkeypatch):
     monkeypatch.setattr(tables, "find_peaks", lambda *_: PEAKS)
     told = []
-    measured = Measured("cpu", 64, (1,), ("eager",), (), 1)
+    measured = Measured("cpu", 64, (1,), ("eager",), (), 1, passes=1)
     record = table1.record_table1(("vgg11_bn", "no_such_net"), measured, None, told.append)
     errors = {row["sizes"]: row["error"] for row in record.values["rows"] if "sizes" in row}
     assert errors["vgg11_bn"].startswith("no site")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
 
 from ..calibration import Calibrate
 from ..checkpoints import save_tensors

@@ -71,6 +71,5 @@ def record_masks(
     table = Table("masks", measured or Measured(), out, echo)
     networks = paper_networks(table.image_size)
     table.add_sizes("MobileNetV2-1.4", networks)
-    for case in table.cases:
-        table.add_case("MobileNetV2-1.4", networks, case)
+    table.add_cases("MobileNetV2-1.4", networks, table.cases)
     return table.rows.record

@@ -52,8 +52,7 @@ def record_table1(
         table.add_sizes(name, networks, width=counterpart.width, multiple=counterpart.multiple)
         compact = table.device.type == "cpu" and name in COMPACT and not measured.batch_size
         larger = [c._replace(batch_size=32) for c in table.cases if c.batch_size == 8 and c.runtime != "compile"]
-        for case in [*table.cases, *(larger if compact else [])]:
-            table.add_case(name, networks, case)
+        table.add_cases(name, networks, [*table.cases, *(larger if compact else [])])
         first = max(table.cases, key=lambda case: case.batch_size)
         table.rows.add({"blocks": name, **first._asdict()}, partial(_blocks, networks, table, first), keep_errors=True)
     return table.rows.record

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..blocks import in_channels
 from ..devices import pick_device, this_machine
-from ..errors import BadRecord, require
-from ..measuring import count_macs, count_parameters, measure, working_memory_mib
+from ..errors import BadRecord, DslibError, require
+from ..measuring import Timing, count_macs, count_parameters, measure, working_memory_mib
 from ..records import Record, as_words, commit
 from ..roofline import Peaks, find_peaks, utilisation
 from ..runtimes import dtype_for
@@ -68,6 +69,8 @@ class Measured:
         image_size: side in pixels.
         batch_size, runtime, precision: all combinations; default what `cases` says.
         rounds: measurements of each.
+        passes: the rounds are spread over so many, each network made ready anew for each and all others measured
+            meanwhile: within one the machine is alike for all, from one to the next it may not be.
     """
 
     device: str = "auto"
@@ -76,6 +79,12 @@ class Measured:
     runtime: tuple[str, ...] = ()
     precision: tuple[str, ...] = ()
     rounds: int = 30
+    passes: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        good = 0 < self.passes <= self.rounds
+        require(good, f"expected one pass or more, of one round or more each, found {self.passes} and {self.rounds}")
 
 
 class Table:
@@ -84,7 +93,7 @@ class Table:
     Args:
         name: of the benchmark.
         measured: what it is measured on.
-        out: the record's file; rows that stand there are not measured again.
+        out: the record's file; rows that stand there are not measured again, but for those of a busy machine.
         echo: is told each row.
         config: other settings of the benchmark.
     """
@@ -93,10 +102,10 @@ class Table:
         self, name: str, measured: Measured, out: Path | None, echo: Callable[[str], object], **config: Any
     ) -> None:
         self.device, self.image_size, self.echo = pick_device(measured.device), measured.image_size, echo
-        self._rounds = measured.rounds
+        self._rounds, self._passes = measured.rounds // measured.passes, measured.passes
         config = {**config, **asdict(measured), "device": str(self.device)}
         command = f"dslib bench {name} {as_words(config)}"
-        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out)
+        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out, idle=True)
         self.cases = cases(self.device, measured.batch_size, measured.runtime, measured.precision)
         self._peaks: dict[str, Peaks] = {}
         for precision in dict.fromkeys(case.precision for case in self.cases):
@@ -122,27 +131,53 @@ class Table:
 
         self.rows.add({"sizes": model}, sizes)
 
-    def add_case(self, model: str, networks: Mapping[str, nn.Module], case: Case) -> None:
-        """A row: all networks at one case, in turns; speed-ups are over the first. One that fails says why."""
-        key = {"model": model, **case._asdict()}
-        self.echo(say(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True)))
+    def add_cases(self, model: str, networks: Mapping[str, nn.Module], cases: Sequence[Case]) -> None:
+        """A row for each case: all networks in turns; speed-ups are over the first. One that fails says why."""
+        parts: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
+        for number in range(self._passes):
+            for case, found in parts.items():
+                key = {"pass": number, "of": model, **case._asdict()}
+                found.append(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True))
+        for case, found in parts.items():
+            key = {"model": model, **case._asdict()}
+            self.echo(say(self.rows.add(key, partial(self._together, networks, case, found), keep_errors=True)))
+
+    def _images(self, networks: Mapping[str, nn.Module], case: Case) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(case.batch_size, *self._shape(networks), generator=generator).to(self.device)
 
     def _measure(self, networks: Mapping[str, nn.Module], case: Case) -> dict[str, Any]:
-        shape, first = self._shape(networks), next(iter(networks))
-        images = torch.randn(case.batch_size, *shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        """One pass: every round's latency of every network."""
         placed = {name: network.to(self.device) for name, network in networks.items()}
+        images = self._images(networks, case)
         timing = measure(placed, images, self._rounds, runtime=case.runtime, precision=case.precision)
-        found = timing.frame
+        return {
+            "ms": {name: ms.round(4).tolist() for name, ms in timing.ms.items()}, "others": timing.others,
+            "measured_batch_size": timing.batch_size, "as_run": timing.runtime, "busy": timing.busy,
+        }  # fmt: skip
+
+    def _together(
+        self, networks: Mapping[str, nn.Module], case: Case, parts: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What several passes say."""
+        failed = next((part["error"] for part in parts if "error" in part), None)
+        require(failed is None, str(failed), DslibError)
+        size = min(part["measured_batch_size"] for part in parts)  # memory may have sufficed for more once
+        parts = [part for part in parts if part["measured_batch_size"] == size]
+        ms = {name: np.concatenate([part["ms"][name] for part in parts]) for name in networks}
+        others = max((part["others"] for part in parts if part["others"] is not None), default=None)
+        timing = Timing(ms, size, str(self.device), parts[0]["as_run"], others)
+        found, shape, first = timing.frame, self._shape(networks), next(iter(networks))
         for name in networks:
             found.loc[name, ["speedup", "speedup_q25", "speedup_q75"]] = timing.speedup(name, over=first)
         if case.precision in self._peaks:
             found = found.join(utilisation(networks, shape, timing, self._peaks[case.precision]))
         if case.runtime == "eager":
-            part = images[: timing.batch_size].to(dtype_for(case.precision))
-            found["working_memory_mib"] = [working_memory_mib(network, part) for network in placed.values()]
+            images = self._images(networks, case)[:size].to(dtype_for(case.precision))
+            found["working_memory_mib"] = [working_memory_mib(network, images) for network in networks.values()]
         return {
-            "networks": found.T.to_dict(), "measured_batch_size": timing.batch_size, "as_run": timing.runtime,
-            "busy": timing.busy, "others": timing.others,
+            "networks": found.T.to_dict(), "measured_batch_size": size, "as_run": timing.runtime,
+            "busy": any(part["busy"] for part in parts), "others": timing.others,
         }  # fmt: skip
 
     def _shape(self, networks: Mapping[str, nn.Module]) -> tuple[int, int, int]:
@@ -150,7 +185,7 @@ class Table:
 
 
 def say(row: Mapping[str, Any]) -> str:
-    """One line about a row of `Table.add_case`."""
+    """One line about a row of `Table.add_cases`."""
     case = f"{row['model']}, {row['runtime']} {row['precision']}, batch {row['batch_size']}"
     if "error" in row:
         return f"{case}: {row['error']}"
