@@ -61,9 +61,8 @@ def calibrate_command(
     where = pick_device(device)
     network = loaded.model.to(where)
     network.eval()
-    prepare(
-        torch.nn.Identity(), next(photos.batches(1))[0].to(device=where, dtype=dtype_for(precision)), runtime
-    )  # before the work
+    example = next(photos.batches(1))[0].to(where, dtype_for(precision))
+    prepare(torch.nn.Identity(), example, runtime)  # before the work
     if mask_file is not None:
         plan = dslib.Plan.load(mask_file)
     else:
@@ -76,8 +75,10 @@ def calibrate_command(
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:
                 found.save(ranking)
-        plan = dslib.Plan(found.mask(k)) if k is not None else _quicker(
-            network, sites, found, speedup or 1.0, runtime, precision)  # fmt: skip
+        if k is not None:
+            plan = dslib.Plan(found.mask(k))
+        else:
+            plan = _quicker(network, sites, found, speedup or 1.0, runtime, precision)
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     runs = tuple(map(tuple, plan.runs))

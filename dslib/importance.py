@@ -168,4 +168,4 @@ def _of_each(
     own = found[""]
     m = {name: found[name] for name in sites.mergeable}
     runs = {"+".join(names): found["+".join(names)] for names in options if len(names) > 1}
-    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=of["network"])
+    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=structure_of(model))
