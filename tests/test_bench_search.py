@@ -22,6 +22,9 @@ COST = CostTable(dict.fromkeys(NAMES, 5.0), dict.fromkeys(NAMES, 4.0), dict.from
                  "eager", runs={"blocks.0+blocks.1": 4.0})  # fmt: skip
 
 
+ANY = tuple(method for method in METHODS if method != "the paper's masks")  # which are for 17 sites
+
+
 @pytest.fixture
 def small(monkeypatch, digits):
     model = Loaded(randomise_batchnorm(Tiny()), True)
@@ -29,7 +32,7 @@ def small(monkeypatch, digits):
     monkeypatch.setattr(methods, "load_model", lambda *_: model)
     monkeypatch.setattr(methods, "profile", lambda *_, **__: COST)
     monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
-    return Matrix("tiny", "digits", methods=METHODS, speedups=(1.1, 1.3, 9.0), seeds=1, search_epochs=1, count=64,
+    return Matrix("tiny", "digits", methods=ANY, speedups=(1.1, 1.3, 9.0), seeds=1, search_epochs=1, count=64,
                   rank_count=32, batch_size=4, device="cpu")  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
     out, told = tmp_path / "methods.json", []
     record = record_methods(small, None, out, told.append)
     rows = {(r["method"], r["speedup"]): r for r in record.values["rows"] if "method" in r}
-    assert set(rows) == {(method, speedup) for method in METHODS for speedup in (1.1, 1.3, 9.0)}
+    assert set(rows) == {(method, speedup) for method in ANY for speedup in (1.1, 1.3, 9.0)}
     for (method, speedup), row in rows.items():
         if speedup == 9.0:
             assert "ms per batch, found" in row["error"]
@@ -59,7 +62,7 @@ def test_what_is_missing_when_the_hours_are_over_is_told(small):
     told = []
     record = record_methods(small, 0.0, None, told.append)
     assert not [row for row in record.values["rows"] if "method" in row]
-    assert told[-len(METHODS)].startswith("missing: found planner, seed 0 (the hours are over")
+    assert told[-len(ANY)].startswith("missing: found planner, seed 0 (the hours are over")
 
 
 def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):

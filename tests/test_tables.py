@@ -12,13 +12,14 @@ from torch import nn
 
 import dslib
 from dslib.bench import masks, predict, table1, tables, waterfall
-from dslib.bench.masks import MASKS, masked, paper_mflops
+from dslib.bench.masks import STEM_ACTIVE, masked, paper_mflops
 from dslib.bench.rows import Rows
 from dslib.bench.tables import Case, Measured, cases, side_by_side
 from dslib.errors import BadConfig, BadRecord
 from dslib.measuring import Timing
 from dslib.models import Loaded
 from dslib.records import Record
+from dslib.rivals import PAPER_KEPT
 from dslib.roofline import Peaks
 
 PAPER = Path(__file__).parent.parent / "data" / "paper"
@@ -45,14 +46,14 @@ def small(monkeypatch):
     return model
 
 
-@pytest.mark.parametrize("letter", MASKS)
+@pytest.mark.parametrize("letter", PAPER_KEPT)
 def test_the_papers_masks_have_the_published_mflops(mobilenet_140, letter):
     """Within 1 M. The t=1 block is never merged in the paper, also where its activation is removed."""
     wanted = next(float(row["mflops"]) for row in published("pruning.csv") if row["model"] == f"MBV2-1.4-DS-{letter}")
     found = dslib.find_sites(mobilenet_140, 224)
     merged = masked(mobilenet_140, found, letter)
     assert abs(paper_mflops(merged) - wanted) <= 1
-    kept, stem = MASKS[letter]
+    kept, stem = PAPER_KEPT[letter], letter in STEM_ACTIVE
     assert isinstance(merged.features[0][2], nn.ReLU6) == stem
     convolutions = [sum(isinstance(m, nn.Conv2d) for m in merged.get_submodule(name).modules()) for name in found.names]
     assert convolutions == [2 if i == 0 else 3 if i in kept else 1 for i in range(17)]
