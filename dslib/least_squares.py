@@ -33,7 +33,7 @@ class Sums:
         device = conv.weight.device if conv.weight.device.type != "mps" else torch.device("cpu")  # has no float64
         per_group = conv.out_channels // conv.groups
         self.inputs = _zeros(device, conv.groups, self.unknowns, self.unknowns)
-        self.both = _zeros(device, conv.groups, self.unknowns, per_group)
+        self.both = _zeros(device, conv.groups, per_group, self.unknowns).mT  # by columns, see `_solution`
         self.square, self.total = _zeros(device), _zeros(device, conv.groups, per_group)
 
     def add(self, x: Tensor, found: Tensor, wanted: Tensor, batch: int) -> None:
@@ -78,6 +78,8 @@ class Sums:
     def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
         """The change of the weight (C_out, C_in / groups, k_v, k_h), of the bias (C_out,), and the error left over.
 
+        The sums are gone after it: memory may not hold them twice.
+
         Args:
             ridge: the least to be tried, as a share of the mean square of the inputs; keeps the change small, the
                 bias's excepted. It is raised tenfold while that helps on the images held back, which then join.
@@ -87,8 +89,9 @@ class Sums:
         ridge = self._best(ridge)
         while self.held:
             self._sum(*self.held.pop())
-        solution, penalty = self._solution(self.inputs, ridge)  # in place: memory may not hold it twice
-        left = self.square - (solution * self.both).sum() - penalty
+        solution, lower = self._solution(self.inputs, self.both, ridge)
+        self.inputs = self.both = self.inputs.new_empty(0)
+        left = self.square - lower
         spread = self.square - self.total.square().sum() / max(self.count, 1)
         error = (left.clamp_min(0) / spread.clamp_min(1e-30)).sqrt().item()
         conv, (k_v, k_h) = self.conv, self.conv.kernel_size
@@ -99,23 +102,25 @@ class Sums:
         """The ridge, raised tenfold while that lowers the error on the images held back."""
         least = float("inf")
         for i in range(self.tries if self.held else 0):
-            solution, _ = self._solution(self.inputs.clone(), ridge * 10**i)
+            solution, _ = self._solution(self.inputs.clone(), self.both.clone(), ridge * 10**i)
             error = sum(float((y - a @ solution.to(a)).square().sum()) for a, y in self.held)
             if error >= least:
                 return ridge * 10 ** (i - 1)
             least = error
         return ridge * 10 ** (self.tries - 1) if self.held else ridge
 
-    def _solution(self, system: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Unknowns, and the ridge's penalty of them; overwrites the system."""
+    def _solution(self, system: Tensor, right: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+        """Unknowns, and by how much they lower the sum of squares; both sides of the system are overwritten."""
         system = system.mT  # symmetric; by columns, as LAPACK wants it to work in place
         squares = system.diagonal(dim1=1, dim2=2)[:, :-1]
         ridges = ridge * squares.mean(1).clamp_min(1e-12)
         squares += ridges[:, None]
         torch.linalg.cholesky(system, out=system)
-        half = torch.linalg.solve_triangular(system, self.both, upper=False)
-        solution = torch.linalg.solve_triangular(system.mT, half, upper=True)
-        return solution, (ridges * solution[:, :-1].square().sum((1, 2))).sum()
+        torch.linalg.solve_triangular(system, right, upper=False, out=right)
+        lower = torch.linalg.vector_norm(right).square()
+        torch.linalg.solve_triangular(system.mT, right, upper=True, out=right)
+        penalty = ridges * torch.linalg.vector_norm(right[:, :-1], dim=(1, 2)).square()
+        return right, lower + penalty.sum()
 
     def _patches(self, x: Tensor, some: Tensor, width: int) -> Tensor:
         """What the convolution reads at some output positions, and a one: (groups, N * positions, unknowns)."""
