@@ -70,7 +70,7 @@ class Measured:
         device: as for `pick_device`.
         image_size: side in pixels.
         batch_size, runtime, precision: all combinations; default what `cases` says.
-        rounds: measurements of each.
+        rounds: measurements of each, in all passes; what their number leaves over is not measured.
         passes: the rounds are spread over so many, each network made ready anew for each and all others measured
             meanwhile: within one the machine is alike for all, from one to the next it may not be.
     """
