@@ -30,7 +30,7 @@ table_options = all_of(
     click.option("--runtime", type=click.Choice(list(RUNTIMES)), multiple=True, help="As --batch-size."),
     click.option("--precision", type=click.Choice(list(PRECISIONS)), multiple=True, help="As --batch-size."),
     click.option("--rounds", default=30, show_default=True),
-    click.option("--passes", default=3, show_default=True, help="Spread over the whole measurement."),
+    click.option("--passes", default=3, show_default=True, help="The rounds are spread over so many."),
     resumed_option,
 )
 

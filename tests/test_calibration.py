@@ -71,6 +71,16 @@ def test_sums_are_least_squares():
         assert error == pytest.approx((left.norm() / (y - y.mean(0)).norm()).item(), rel=1e-4)
 
 
+def test_the_error_left_over_counts_the_ridge():
+    conv = nn.Conv2d(4, 6, 3, padding=1, groups=2).double()
+    x, wanted = torch.randn(20, 4, 6, 6, dtype=torch.float64), torch.randn(20, 6, 6, 6, dtype=torch.float64) + 2
+    sums = Sums(conv, 100, seed=0)
+    sums.add(x, torch.zeros_like(wanted), pick(wanted, 100, 0, 0), 0)
+    weight, bias, error = sums.solve(0.5)
+    left = wanted - nn.functional.conv2d(x, weight, bias, padding=1, groups=2)
+    assert error == pytest.approx((left.norm() / (wanted - wanted.mean((0, 2, 3), keepdim=True)).norm()).item())
+
+
 @pytest.mark.filterwarnings("ignore:.* positions for .* unknowns")
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "timm/tf_efficientnet_lite0"])

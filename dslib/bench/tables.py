@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..blocks import in_channels
 from ..devices import pick_device, this_machine
@@ -68,7 +70,7 @@ class Measured:
         device: as for `pick_device`.
         image_size: side in pixels.
         batch_size, runtime, precision: all combinations; default what `cases` says.
-        rounds: measurements of each.
+        rounds: measurements of each, in all passes; what their number leaves over is not measured.
         passes: the rounds are spread over so many, each network made ready anew for each and all others measured
             meanwhile: within one the machine is alike for all, from one to the next it may not be.
     """
@@ -134,10 +136,10 @@ class Table:
     def add_cases(self, model: str, networks: Mapping[str, nn.Module], cases: Sequence[Case]) -> None:
         """A row for each case: all networks in turns; speed-ups are over the first. One that fails says why."""
         parts: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
-        for number in range(self._passes):
-            for case, found in parts.items():
-                key = {"pass": number, "of": model, **case._asdict()}
-                found.append(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True))
+        passes = list(product(range(self._passes), cases))
+        for number, case in tqdm(passes, model, leave=False, disable=None):
+            key = {"pass": number, "of": model, **case._asdict()}
+            parts[case].append(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True))
         for case, found in parts.items():
             key = {"model": model, **case._asdict()}
             self.echo(say(self.rows.add(key, partial(self._together, networks, case, found), keep_errors=True)))
