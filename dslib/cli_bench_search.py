@@ -90,12 +90,14 @@ def joint_bench(options: tuple[str, ...], hours: float | None, out: Path | None,
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--k", default=8, show_default=True, help="Sites to keep.")
 @click.option("--epochs", default=3, show_default=True)
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@model_options
 @resumed_option
-def sign_bench(**given: Any) -> None:
+def sign_bench(options: tuple[str, ...], **given: Any) -> None:
     """Whether a larger latency weight makes the search's networks faster, on the embedded digits."""
     from .bench.sign import record_sign
 
-    record_sign(**given, echo=click.echo)
+    record_sign(**given, options=parse_options(options), echo=click.echo)
 
 
 @click.command("steps")

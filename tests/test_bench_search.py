@@ -142,13 +142,13 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
                      20.0, 4, 16, "cpu", "eager")  # fmt: skip
     monkeypatch.setattr(sign, "profile", lambda *_: cost)
     told = []
-    record = record_sign((0.0, 100.0), 2, 2, 1, tmp_path / "sign.json", told.append)
+    record = record_sign((0.0, 100.0), 2, 2, 1, out=tmp_path / "sign.json", echo=told.append)
     rows = [row for row in record.values["rows"] if "weight" in row]
     assert [(row["weight"], row["seed"]) for row in rows] == [(0.0, 0), (0.0, 1), (100.0, 0), (100.0, 1)]
     assert [row["removed"] for row in rows if row["weight"]] == [["blocks.1"]] * 2
     assert "rank correlation" in told[0]
     monkeypatch.setattr(sign, "search", None)  # all rows stand
-    assert record_sign((0.0, 100.0), 2, 2, 1, tmp_path / "sign.json").values == record.values
+    assert record_sign((0.0, 100.0), 2, 2, 1, out=tmp_path / "sign.json").values == record.values
 
 
 def test_rank_correlation():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,35 +27,36 @@ WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def record_sign(
-    weights: tuple[float, ...] = WEIGHTS, seeds: int = 3, k: int = 8, epochs: int = 3, out: Path | None = None,
-    echo: Callable[[str], object] = print,
+    weights: tuple[float, ...] = WEIGHTS, seeds: int = 3, k: int = 8, epochs: int = 3, model: str = "mobilenet_v2",
+    options: Mapping[str, Any] | None = None, out: Path | None = None, echo: Callable[[str], object] = print,
 ) -> Record:  # fmt: skip
-    """Searches of one small network on the embedded digits, over latency weights and seeds, on the CPU.
+    """Searches of one network, trained from nothing on the embedded digits, over latency weights and seeds, on the CPU.
 
     Args:
         weights: latency weights.
         seeds: searches of each.
         k: sites kept.
         epochs: of a search.
+        model, options: as for `load_model`.
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
     """
     require(seeds > 0 and len(weights) > 1, f"expected seeds and two weights or more, found {seeds} and {weights}")
     data = load_data("digits")
-    settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs}
+    settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs, "model": model,
+                "model_option": tuple(f"{key}={value}" for key, value in (options or {}).items())}  # fmt: skip
     rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
-    options = {"width_mult": 0.35}
-    model = load_model("mobilenet_v2", data.classes, options=options).model
-    run = Run("mobilenet_v2", "digits", k, weights="none", options=options,
+    network = load_model(model, data.classes, options=options).model
+    run = Run(model, "digits", k, weights="none", options=options,
               pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1))  # fmt: skip
-    pretrain(model, data, run, head_only=False)
-    sites = find_sites(model, data.image_size)
-    cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(model, sites, 32))})["table"])
+    pretrain(network, data, run, head_only=False)
+    sites = find_sites(network, data.image_size)
+    cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(network, sites, 32))})["table"])
     settled = replace(Run.search, k=k, epochs=epochs, lr=0.2)
 
     def searched(weight: float, seed: int) -> dict[str, Any]:
-        found = search(model, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
+        found = search(network, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
         mask = found.mask(k)
         return {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
 
@@ -64,7 +65,7 @@ def record_sign(
             rows.add({"weight": weight, "seed": seed}, partial(searched, weight, seed))
     frame = pd.DataFrame([row for row in rows.record.values["rows"] if "weight" in row])
     rho, mean = spearman(frame), frame.groupby("weight")["predicted_ms"].mean()
-    echo(f"accuracy before {evaluate(model, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> predicted "
+    echo(f"accuracy before {evaluate(network, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> predicted "
          f"ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
     return rows.record
 
