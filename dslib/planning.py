@@ -88,8 +88,9 @@ def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
     plans = [(_plan_of(fronts, options, int(i), found), float(last.loss[i])) for i in last.saving.argsort()]
     best: list[Planned] = []
     for one in (Planned(p, cost.predict(p, merged), loss) for p, loss in plans[::-1]):  # sums differ by rounding
-        if not best or (one.latency > best[-1].latency and one.loss < best[-1].loss):
-            best.append(one)
+        if best and one.latency <= best[-1].latency:
+            best.pop()
+        best.append(one)
     return best[::-1]
 
 
@@ -203,7 +204,7 @@ def _fronts(options: list[list[_Choice]]) -> list[_Front]:
 def _unbeaten(front: _Front, saving: np.ndarray) -> _Front:
     """Those that no other beats in both loss and (so counted) saving, the largest first; that one always stays."""
     saving = saving.copy()
-    saving[front.saving.argmax()] = np.inf
+    saving[np.lexsort((front.loss, -front.saving))[0]] = np.inf
     order = np.lexsort((front.loss, -saving))
     loss = front.loss[order]
     least = np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])

@@ -60,7 +60,7 @@ def every_plan(found, cost):
 numbers = st.lists(st.floats(-0.5, 3, allow_nan=False), min_size=12, max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=200)
 @given(st.integers(1, 12), numbers, numbers, numbers, numbers, st.integers(2, 3), st.booleans(), st.floats(0, 1))
 def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings, length, runs, share):
     count = max(n - length + 1, 0) if runs and n <= 10 else 0
@@ -92,7 +92,7 @@ def test_many_plans_of_a_deep_network_are_thinned(monkeypatch):
     assert cost.predict(thinned, merged=True) <= budget
     losses = [sum(found.m[name] for name in p.mask.removed) for p in (exact, thinned)]
     assert losses[0] <= losses[1] <= losses[0] + len(values) * sum(values) / 64
-    assert len(pareto(found, cost)) <= 64
+    assert len(pareto(found, cost)) <= 64 + 2  # bins, the quickest
     assert pareto(found, cost)[-1].latency == pytest.approx(least)  # the quickest stays
     assert plan(found, cost, least + 1e-9).mask.k == 0
 
@@ -197,6 +197,6 @@ def test_importances_and_costs_become_a_plan_on_the_command_line(tmp_path):
     done = call("--latency", 31, "--out", out)
     assert "31.00 ms predicted, 1.13 times as fast; k=1, removed: s0+s1" in done.output
     assert dslib.Plan.load(out) == plan(found, cost, 31.0)
-    assert "s2" in call("--speedup", 1.05).output
+    assert "removed: s0+s1, s2" in call("--speedup", 1.2).output
     for wrong in (("--latency", 31, "--speedup", 2), ("--out", out), ("--speedup", 0), ("--latency", 1)):
         assert isinstance(call(*wrong).exception, DslibError)

@@ -9,7 +9,7 @@ from dslib.planning import Planned
 
 
 def points(line):
-    return [tuple(point) for point in np.round(np.array(line.get_data()).T, 6).tolist()]
+    return [tuple(point) for point in np.round(np.array(line.get_data(), float).T, 6).tolist()]
 
 
 def test_latency_over_its_weight():

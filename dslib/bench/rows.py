@@ -68,7 +68,7 @@ class Rows:
             self.missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
             return key
         try:
-            row = {**key, **make(), "commit": self._commit}
+            row = _as_read({**key, **make(), "commit": self._commit})
         except Exception as error:  # a table's other rows are still wanted
             if not keep_errors:
                 raise
