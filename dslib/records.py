@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -83,9 +84,9 @@ def commit() -> str:
 
 
 def as_words(settings: dict[str, Any]) -> str:
-    """Settings as a command's options; a tuple's are given one after another."""
+    """Settings as a command's options, quoted for a shell; a tuple's are given one after another."""
     pairs = ((key, one) for key, value in settings.items() for one in (value if isinstance(value, tuple) else [value]))
-    return " ".join(f"--{key.replace('_', '-')} {one}" for key, one in pairs)
+    return " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(one))}" for key, one in pairs)
 
 
 def write_json(path: Path | str, content: Any) -> Path:
