@@ -84,7 +84,7 @@ def commit() -> str:
 
 
 def as_words(settings: dict[str, Any]) -> str:
-    """Settings as a command's options; a tuple's are given one after another."""
+    """Settings as a command's options, quoted for a shell; a tuple's are given one after another."""
     pairs = ((key, one) for key, value in settings.items() for one in (value if isinstance(value, tuple) else [value]))
     return " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(one))}" for key, one in pairs)
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pkgutil
+import shlex
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,18 @@ def test_a_record_round_trips(tmp_path):
     (tmp_path / "x.json").write_text('{"name": 1}')
     with pytest.raises(BadRecord, match="is not a result record"):
         records.Record.load(tmp_path / "x.json")
+
+
+def test_a_records_command_can_be_given_to_a_shell():
+    words = records.as_words({"seed": 0, "model_option": ("width_mult=0.5", "setting=[[1, 16]]")})
+    assert shlex.split(words) == [
+        "--seed",
+        "0",
+        "--model-option",
+        "width_mult=0.5",
+        "--model-option",
+        "setting=[[1, 16]]",
+    ]
 
 
 @pytest.mark.parametrize(
