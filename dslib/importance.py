@@ -153,7 +153,11 @@ def _of_each(
 
     With the same recovery for all, what the recovery alone does counts for nothing in a difference.
     """
-    of = {"about": about, "network": structure_of(model), "weights": sum(float(p.detach().sum()) for p in model.parameters())}
+    of = {
+        "about": about,
+        "network": structure_of(model),
+        "weights": sum(float(p.detach().sum()) for p in model.parameters()),
+    }
     kept = records.read_json(partial) if partial is not None and partial.exists() else {}
     found: dict[str, float] = kept["values"] if kept.get("of") == of else {}
     options: list[tuple[str, ...]] = [(), *((name,) for name in sites.mergeable)]

@@ -65,8 +65,8 @@ def record_sign(
             rows.add({"weight": weight, "seed": seed}, partial(searched, weight, seed))
     frame = pd.DataFrame([row for row in rows.record.values["rows"] if "weight" in row])
     rho, mean = spearman(frame), frame.groupby("weight")["predicted_ms"].mean()
-    echo(f"accuracy before {evaluate(network, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> predicted "
-         f"ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
+    echo(f"accuracy before {evaluate(network, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> "
+         f"predicted ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
     return rows.record
 
 
