@@ -31,17 +31,21 @@ def explore(
     stack = _stack([_pane(pane) for pane in panes.values()], slider)
     children = [slider, stack]
     if live is not None:
-        children += _live_part(slider, live)
+        children += _live_part([slider], live)
     return ipywidgets.VBox(children)
 
 
-def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str, start: str | None = None) -> VBox:
+def explore_two(
+    panes: Mapping[str, Mapping[str, str]], first: str, second: str, start: str | None = None,
+    live: Callable[[str, str], str] | None = None,
+) -> VBox:  # fmt: skip
     """Two sliders over precomputed panes; the page moves both without a kernel.
 
     Args:
         panes: value of the first -> value of the second -> HTML; every first value has the same second ones.
         first, second: what the sliders are over.
         start: the first's value that is shown first; default its first.
+        live: (first's value, second's) -> HTML, computed now; the button says that it needs a kernel.
     """
     import ipywidgets
 
@@ -51,7 +55,10 @@ def explore_two(panes: Mapping[str, Mapping[str, str]], first: str, second: str,
             f"explore_two: every row needs the same values of {second!r}: {', '.join(inner_values)}")  # fmt: skip
     outer, inner = _slider(list(panes), first, start), _slider(inner_values, second, None)
     rows = [_stack([_pane(pane) for pane in row.values()], inner) for row in panes.values()]
-    return ipywidgets.VBox([outer, inner, _stack(rows, outer)])
+    children = [outer, inner, _stack(rows, outer)]
+    if live is not None:
+        children += _live_part([outer, inner], live)
+    return ipywidgets.VBox(children)
 
 
 def _slider(values: list[str], label: str, start: str | None) -> SelectionSlider:
@@ -74,8 +81,8 @@ def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:
     return stack
 
 
-def _live_part(slider: SelectionSlider, live: Callable[[str], str]) -> list[Widget]:
-    """A button that computes the slider's value with the kernel, and the place for its answer."""
+def _live_part(sliders: list[SelectionSlider], live: Callable[..., str]) -> list[Widget]:
+    """A button that computes the sliders' values with the kernel, and the place for its answer."""
     import ipywidgets
 
     button = ipywidgets.Button(description="compute this one now (needs a kernel)", layout={"width": "max-content"})
@@ -84,7 +91,7 @@ def _live_part(slider: SelectionSlider, live: Callable[[str], str]) -> list[Widg
     def compute(_: object) -> None:
         button.disabled, answer.value = True, "computing ..."
         try:
-            answer.value = _framed(live(slider.value))
+            answer.value = _framed(live(*(slider.value for slider in sliders)))
         finally:
             button.disabled = False
 

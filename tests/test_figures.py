@@ -89,6 +89,10 @@ def test_two_sliders_move_rows_and_columns():
     assert [[pane.value[-8:-6] for pane in row.children] for row in stack.children] == [["ax", "ay"], ["bx", "by"]]
     outer, _, stack = widgets.explore_two(rows, "letter", "axis", start="b").children
     assert (outer.value, stack.selected_index) == ("b", 1)
+    outer, inner, _, button, answer = widgets.explore_two(rows, "letter", "axis", live=lambda a, b: f"{a}-{b}").children
+    outer.value, inner.value = "b", "y"
+    button.click()
+    assert "b-y" in answer.value
     with pytest.raises(BadConfig, match="every row needs the same values of 'axis': x, y"):
         widgets.explore_two({"a": {"x": "", "y": ""}, "b": {"x": ""}}, "letter", "axis")
     with pytest.raises(BadConfig, match="at least one pane"):
