@@ -146,6 +146,8 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
     rows = [row for row in record.values["rows"] if "weight" in row]
     assert [(row["weight"], row["seed"]) for row in rows] == [(0.0, 0), (0.0, 1), (100.0, 0), (100.0, 1)]
     assert [row["removed"] for row in rows if row["weight"]] == [["blocks.1"]] * 2
+    assert [sorted(row["calibrated_accuracy"]) for row in rows if not row["seed"]] == [["0", "1", "2", "3"]] * 2
+    assert not [row for row in rows if row["seed"] and "calibrated_accuracy" in row]
     assert "rank correlation" in told[0]
     monkeypatch.setattr(sign, "search", None)  # all rows stand
     assert record_sign((0.0, 100.0), 2, 2, 1, out=tmp_path / "sign.json").values == record.values

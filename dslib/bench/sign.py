@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ..calibration import calibrate
 from ..datasets import load_data
 from ..devices import this_machine
 from ..errors import require
@@ -18,11 +19,12 @@ from ..models import load_model
 from ..profiling import CostTable, profile
 from ..records import Record, as_words, commit
 from ..running import Run, pretrain
-from ..searching import search
+from ..searching import Found, search
 from ..sites import find_sites
 from ..training import Train, evaluate
 from .rows import Rows
 
+IMAGES = 512  # to calibrate on
 WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -53,19 +55,27 @@ def record_sign(
     pretrain(network, data, run, head_only=False)
     sites = find_sites(network, data.image_size)
     cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(network, sites, 32))})["table"])
+    original = evaluate(network, data.val)
     settled = replace(Run.search, k=k, epochs=epochs, lr=0.2)
 
     def searched(weight: float, seed: int) -> dict[str, Any]:
         found = search(network, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
         mask = found.mask(k)
-        return {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
+        row = {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
+        return row | ({} if seed else {"calibrated_accuracy": calibrated(found)})
+
+    def calibrated(found: Found) -> dict[int, float]:
+        """For each k the accuracy of what the search keeps, calibrated and not trained."""
+        images, low, high = data.train.first(IMAGES), len(sites.always_kept), len(sites)
+        small = (calibrate(network, found.mask(j), images, progress=False).model for j in range(low, high))
+        return dict(zip(range(low, high + 1), [*(evaluate(one, data.val) for one in small), original], strict=True))
 
     for weight in weights:
         for seed in range(seeds):
             rows.add({"weight": weight, "seed": seed}, partial(searched, weight, seed))
     frame = pd.DataFrame([row for row in rows.record.values["rows"] if "weight" in row])
     rho, mean = spearman(frame), frame.groupby("weight")["predicted_ms"].mean()
-    echo(f"accuracy before {evaluate(network, data.val):.1%}; Spearman's rank correlation {rho:.2f}; weight -> "
+    echo(f"accuracy before {original:.1%}; Spearman's rank correlation {rho:.2f}; weight -> "
          f"predicted ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
     return rows.record
 
