@@ -10,6 +10,7 @@ from .errors import DslibError
 from .exporting import export
 from .finetuning import Finetune, finetune
 from .folding import fold
+from .found import Found
 from .masks import Mask, Plan
 from .measuring import count_macs, count_parameters, measure
 from .merging import merge, unmerged
@@ -17,7 +18,7 @@ from .models import load_model
 from .profiling import CostTable, profile
 from .recipes import Recipe, load, save
 from .running import Run, run
-from .searching import Found, Search, search
+from .searching import Search, search
 from .shrinking import fade, shrink
 from .sites import find_sites
 from .training import Train, evaluate

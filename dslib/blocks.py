@@ -151,7 +151,10 @@ def check_runs(model: nn.Module, runs: Sequence[Sequence[str]], image_size: int)
     That is known for neighbours in one `nn.Sequential` (or in one nested in another) that is called as a whole;
     whether it is, is seen in one forward pass on the `meta` device.
     """
+    alone = set(single_activations(model))
     for names in runs:
+        require(alone.isdisjoint(names), f"a run is of blocks: {', '.join(sorted(alone.intersection(names)))} is an "
+                "activation by itself")  # fmt: skip
         home, order = next(((h, leaves) for h, leaves in _orders(model) if names[0] in leaves), ("", []))
         for a, b in pairwise(names):
             known = a in order and b in order and order.index(a) < order.index(b)
@@ -201,9 +204,14 @@ def _is_plain_sequential(module: nn.Module) -> bool:
 
 
 def structure_of(model: nn.Module) -> str:
-    """Twelve hex digits that two networks share if their modules and the shapes of their parameters are the same."""
+    """Twelve hex digits that two networks share if their modules and the shapes of their parameters are the same.
+
+    The number of classes, of the last linear layer, does not count.
+    """
     kinds = [f"{name}:{type(module).__name__}" for name, module in model.named_modules()]
-    shapes = [f"{name}:{tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
+    head = next((name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
+    shapes = [f"{name}:{tuple(parameter.shape)}" for name, parameter in model.named_parameters()
+              if head is None or name.rpartition(".")[0] != head]  # fmt: skip
     return hashlib.sha256("\n".join([*kinds, *shapes]).encode()).hexdigest()[:12]
 
 

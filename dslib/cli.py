@@ -102,8 +102,9 @@ def profile_command(
     for run, ms in table.runs.items():
         click.echo(f"{run} as one convolution: {ms:.3f} ms")
     if plan_file:
-        predicted = table.predict(dslib.Plan.load(plan_file))
-        click.echo(f"{plan_file}: {predicted:.2f} ms predicted, {table.total / predicted:.2f} times as fast")
+        for merged, how in ((True, "all merged"), (False, "merged where that is quicker")):
+            predicted = table.predict(dslib.Plan.load(plan_file), merged)
+            click.echo(f"{plan_file}: {predicted:.2f} ms predicted, {table.total / predicted:.2f} times as fast; {how}")
     if out:
         table.save(out)
 

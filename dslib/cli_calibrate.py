@@ -8,9 +8,10 @@ from typing import Any
 import click
 import torch
 
+from .blocks import structure_of
 from .calibration import Calibrate
 from .cli_options import device_option, network_options, parse_options, settings
-from .errors import BadConfig, require
+from .errors import BadConfig, MaskMismatch, require
 from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 
 
@@ -32,7 +33,9 @@ from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 @click.option(
     "--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True, help="The same."
 )
-@click.option("--ranking", type=Path, help="A ranking or search made before; written here if it does not exist.")
+@click.option(
+    "--ranking", type=Path, help="A ranking (for --k, a search too) made before; written here if it does not exist."
+)
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
 @device_option
@@ -71,6 +74,13 @@ def calibrate_command(
         found = dslib.Found.load(ranking) if ranking is not None and ranking.exists() else None
         if found is not None:
             click.echo(f"ranking: taken from {ranking}")
+            same = not found.network or found.network == structure_of(network)
+            fits = same and found.order == sites.names
+            require(fits, f"{ranking} is of another network: rank this one", MaskMismatch)
+            can_add = k is not None or bool(found.unit)
+            require(
+                can_add, f"{ranking} only orders the sites, and --speedup adds importances: rank anew", MaskMismatch
+            )
         else:
             found = rank(network, sites, photos.first(rank_count), config)
             if ranking is not None:

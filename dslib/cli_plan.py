@@ -69,7 +69,7 @@ def importance_command(
     "--merged/--or-linear",
     default=True,
     show_default=True,
-    help="Merge all removed sites; or leave those linear that are quicker so.",
+    help="Merge all removed sites, as calibrate does; or leave those linear that are quicker so, as `dslib run` does.",
 )
 @click.option("--out", type=Path, help="Where to write the plan (JSON), for shrink or calibrate; default only show.")
 def plan_command(

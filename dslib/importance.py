@@ -17,8 +17,8 @@ from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
 from .errors import require
 from .finetuning import Finetune, finetune
+from .found import Found
 from .masks import Plan
-from .searching import Found
 from .shrinking import possible_runs, shrink
 from .sites import Sites
 from .splits import FolderSplit, Split
@@ -32,8 +32,8 @@ class Importance:
     Args:
         count: training images that the network recovers on, and as many others that its loss is taken on.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
-        calibrate: how to calibrate what is removed; None takes the activations out and gathers BatchNorm's
-            statistics anew.
+        calibrate: how to calibrate what is removed (kept blocks are not adjusted); None takes the activations out
+            and gathers BatchNorm's statistics anew.
         finetune: how to finetune before the loss is taken; None does not.
         seed: of the choice of images.
     """
@@ -70,18 +70,19 @@ def importance(
     config = config or Importance()
     sites.check_k(len(sites.always_kept))
     recover, held = halves(data.train, config.count, config.seed)
+    require(len(recover) > 1, f"count: expected at least two images to recover on, found {len(recover)}")
     size = min(64, len(recover))
     whole = torch.arange(len(recover) // size * size)
 
     def loss(plan: Plan) -> float:
         if config.calibrate is not None:
-            small = calibrate(model, plan, recover, config.calibrate, progress=False).model
+            settings = replace(config.calibrate, refit=False)
+            small = calibrate(model, plan, recover, settings, progress=False).model
         else:
             small = shrink(model, plan, image_size=sites.image_size)
+            recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
         if config.finetune is not None:
             small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
-        elif config.calibrate is None:
-            recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
         return loss_on(small, held)
 
     about = f"importance of {sites.names}, {data.name}, {data.image_size}, {config}"
@@ -122,6 +123,7 @@ def rank(
         As from a search, with a mask for every k; `m` and `runs` are mean Kullback-Leibler divergences, in nats.
     """
     sites.check_k(len(sites.always_kept))
+    require(longest >= 1, f"longest: expected 1 or more, found {longest}")
     config = replace(config or Calibrate(), refit=False)
     expected = logits_of(model, images, config.batch_size)
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from .blocks import in_channels
 from .errors import BadConfig, MaskMismatch, require
+from .found import Found
 from .graphs import dtype_of
 from .masks import Mask, Plan
 from .measuring import measure
 from .merging import merge
 from .profiling import CostTable
-from .searching import Found
 from .shrinking import shrink
 
 Speedup = tuple[float, float, float]  # ratio of medians, and quartiles of the rounds' ratios
@@ -160,7 +160,8 @@ def for_speedup(
             return best, reached
         require(latency > least, f"speedup: at its quickest, with {len(best.mask.removed)} sites removed, the network "
                 f"is {reached[0]:.2f} times as fast, expected {speedup:g}", MaskMismatch)  # fmt: skip
-        latency = max(0.995 * cost.predict(best, merged=True), least)  # another plan, and not much quicker than need be
+        slower = min(latency, cost.predict(best, merged=True))
+        latency = max(slower - 0.005 * cost.total, least)  # another plan, and not much quicker than need be
 
 
 def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
@@ -185,7 +186,7 @@ def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]
 
 def _fronts(options: list[list[_Choice]]) -> list[_Front]:
     """After each site, the plans of the sites so far that no other beats."""
-    step = sum(max(choice.saving for choice in row) for row in options) / MOST
+    step = max(sum(max(choice.saving for choice in row) for row in options) / MOST, 1e-12)
     nothing = np.zeros(1, dtype=np.int64)
     fronts = [_Front(np.zeros(1), np.zeros(1), nothing, nothing)]
     for row in options:

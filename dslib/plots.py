@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from .searching import Found
+    from .found import Found
 
 # Okabe and Ito's palette: told apart by the colour-blind, readable on light and on dark pages
 KEPT, LINEAR, MERGED, ORIGINAL = "#0072B2", "#E69F00", "#009E73", "#999999"

@@ -101,13 +101,19 @@ class CostTable:
         unknown = sorted(set(names) - set(self.kept))
         require(not unknown, f"no measured cost for {unknown}: profile the network that the mask or importance is of",
                 MaskMismatch)  # fmt: skip
+        same = self.kept.keys() == self.merged.keys() == self.linear.keys()
+        require(same, "the sites whose costs are kept, linear and merged differ: profile again", MaskMismatch)
         for state in (self.kept, self.linear, self.merged, self.runs, {"the whole network": self.total}):
-            wrong = {name: ms for name, ms in state.items() if not 0 <= ms < float("inf")}
+            wrong = {name: ms for name, ms in state.items()
+                     if not (isinstance(ms, int | float) and 0 <= ms < float("inf"))}  # fmt: skip
             require(not wrong, f"costs are milliseconds, 0 or more, found {wrong}: profile again", MaskMismatch)
 
     def worth_merging(self, mask: Mask) -> tuple[str, ...]:
-        """Removed sites that are quicker merged than linear: the others are better left as they are."""
-        return tuple(name for name in mask.removed if self.merged[name] <= self.linear[name])
+        """Removed blocks that are quicker merged than linear: the others are better left as they are.
+
+        A single activation that is removed takes 0 ms either way: there is nothing to merge.
+        """
+        return tuple(name for name in mask.removed if 0 < self.merged[name] <= self.linear[name])
 
     def save(self, path: Path | str) -> Path:
         """Write it as a record."""

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -87,6 +87,11 @@ def as_words(settings: dict[str, Any]) -> str:
     """Settings as a command's options, quoted for a shell; a tuple's are given one after another."""
     pairs = ((key, one) for key, value in settings.items() for one in (value if isinstance(value, tuple) else [value]))
     return " ".join(f"--{key.replace('_', '-')} {shlex.quote(str(one))}" for key, one in pairs)
+
+
+def as_options(options: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """A model's keyword arguments as values of `--model-option`: NAME=JSON."""
+    return tuple(f"{key}={json.dumps(value)}" for key, value in (options or {}).items())
 
 
 def write_json(path: Path | str, content: Any) -> Path:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .datasets import Data
 from .errors import MaskMismatch, require
+from .found import Found
 from .masks import Mask
 from .profiling import CostTable
-from .searching import Found, Gate, add_gates
+from .searching import Gate, add_gates
 from .sites import Sites
 from .training import Train, train
 
@@ -35,6 +36,7 @@ def at_random(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed:
 
 def keep_cheapest(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
     """The sites whose removal saves most go first, whatever they matter."""
+    cost.check(sites.mergeable)
     return masks_of(sites, {name: -cost.saving((name,), merged=True) for name in sites.mergeable})
 
 
@@ -54,6 +56,7 @@ def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, s
 
     With `seed` 0 the middle one goes first; else a random one.
     """
+    sites.check_k(len(sites.always_kept))
     names = list(sites.mergeable)
     gone = [-1, len(names)]  # the network's ends
     gone.append(len(names) // 2 if seed == 0 else random.Random(seed).randrange(len(names)))
@@ -84,6 +87,7 @@ def train_slopes(model: nn.Module, data: Data, sites: Sites, config: Train, weig
 
     The loss is that of the labels, and `weight` times the mean over sites of 1 - (1 - m)^2.
     """
+    sites.check_k(len(sites.always_kept))
     sloped, gates = add_gates(model, sites, Slope)
     gates.to(next(model.parameters()).device)
 

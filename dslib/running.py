@@ -21,11 +21,12 @@ from .datasets import Data, load_data
 from .devices import pick_device, this_machine, tune_allocator
 from .errors import BadConfig, require
 from .finetuning import Finetune, check_teacher, finetune
+from .found import Found
 from .importance import rank
 from .models import find_head, load_model
 from .profiling import CostTable, profile
 from .recipes import Recipe, activation
-from .searching import Found, Search, search
+from .searching import Search, search
 from .shrinking import fade
 from .sites import find_sites
 from .training import Train, evaluate, train

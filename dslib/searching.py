@@ -7,8 +7,9 @@ the hard top-k indicator of m forward, and the gradient of m straight through ba
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import records
 from .blocks import structure_of
 from .datasets import Data
-from .errors import BadConfig, BadRecord, MaskMismatch, require
+from .errors import BadConfig, MaskMismatch, require
+from .found import Found
 from .graphs import is_activation_module, removable_activations
-from .masks import Mask
 from .profiling import CostTable
 from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
 from .tracing import trace
-from .training import History, Train, groups, train
+from .training import Train, groups, train
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 GATES = "dslib_gates"
 
@@ -57,78 +57,6 @@ class Search(Train):
         require(0 <= self.anneal <= 1, f"anneal: expected 0 to 1, found {self.anneal}")
         require(self.latency_weight >= 0, f"latency_weight: expected 0 or more, found {self.latency_weight}")
         require(self.gate_lr_scale > 0, f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search learnt.
-
-    Args:
-        m: site name -> importance, for the sites that can be removed.
-        always_kept: sites that cannot be merged.
-        order: all site names, in the network's order.
-        history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
-        runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
-        unit: what importances are, where their sum means something; '' if they only order the sites.
-        network: structure that they are of, see `blocks.structure_of`; '' if unknown.
-        own: the network's own loss, to which importances in nats of cross-entropy add.
-    """
-
-    m: dict[str, float]
-    always_kept: tuple[str, ...]
-    order: tuple[str, ...]
-    history: History = field(default_factory=list)
-    runs: dict[str, float] = field(default_factory=dict)
-    unit: str = ""
-    network: str = ""
-    own: float = 0.0
-
-    def mask(self, k: int) -> Mask:
-        """The mask that keeps k sites: the most important ones (and those that cannot be merged).
-
-        Raises:
-            MaskMismatch: if k is below the number of sites that cannot be merged, or above that of all sites.
-        """
-        low, high = len(self.always_kept), len(self.order)
-        require(
-            low <= k <= high,
-            f"k is the number of sites kept: expected {low} to {high}, found {k}",
-            MaskMismatch,
-        )
-        ranked = sorted(self.m, key=lambda name: -self.m[name])
-        kept = {*self.always_kept, *ranked[: k - low]}
-        return Mask({name: name in kept for name in self.order})
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row a site: its importance and its rank (1 is kept longest)."""
-        import pandas as pd
-
-        frame = pd.DataFrame({"m": self.m})
-        frame["rank"] = frame["m"].rank(ascending=False, method="first").astype(int)
-        return frame
-
-    def save(self, path: Path | str) -> Path:
-        """Write it as JSON."""
-        return records.write_json(path, asdict(self))
-
-    @classmethod
-    def of(cls, content: Mapping[str, Any]) -> Found:
-        """From its fields, as JSON keeps them."""
-        return cls(**{**content, "always_kept": tuple(content["always_kept"]), "order": tuple(content["order"])})
-
-    @classmethod
-    def load(cls, path: Path | str) -> Found:
-        """What `save` wrote, or `dslib importance`.
-
-        Raises:
-            BadRecord: if the file is something else.
-        """
-        found = records.read_json(path)
-        try:
-            return cls.of(found["values"] if found.get("name") == "importance" else found)
-        except (KeyError, TypeError) as error:
-            raise BadRecord(f"{path} is not a search result: {error}") from error
 
 
 class Gates(nn.Module):
@@ -263,9 +191,7 @@ def search(
             "latency_weight needs cost: pass cost=dslib.profile(model, sites)")  # fmt: skip
     gated, gates = add_gates(model, sites)
     gates.to(next(model.parameters()).device)
-    saving = cost.savings if isinstance(cost, CostTable) else cost
-    unknown = [name for name in gates.names if saving is not None and name not in saving]
-    require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
+    saving = None if cost is None else _savings(model, gates.names, cost)
     savings = torch.tensor([(saving or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
     fixed = len(sites.always_kept)
 
@@ -284,6 +210,20 @@ def search(
     )  # fmt: skip
     m = dict(zip(gates.names, gates.m.tolist(), strict=True))
     return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))
+
+
+def _savings(model: nn.Module, names: Sequence[str], cost: CostTable | Mapping[str, float]) -> Mapping[str, float]:
+    """Site name -> ms saved, once it is sure that these are numbers, of this network."""
+    if isinstance(cost, CostTable):
+        cost.check(names)
+        same = not cost.network or cost.network == structure_of(model)
+        require(same, "the costs are of another network: profile this one", MaskMismatch)
+        return cost.savings
+    unknown = [name for name in names if name not in cost]
+    require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
+    wrong = {name: cost[name] for name in names if not math.isfinite(cost[name])}
+    require(not wrong, f"savings are milliseconds, found {wrong}: profile again", MaskMismatch)
+    return cost
 
 
 def k_at(progress: float, config: Search, sites: int) -> int:

@@ -40,6 +40,7 @@ def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
     out, told = tmp_path / "methods.json", []
     record = record_methods(small, None, out, told.append)
     rows = {(r["method"], r["speedup"]): r for r in record.values["rows"] if "method" in r}
+    timed = {(r.method, r.speedup): r.measured_speedup for r in methods.results(record).itertuples()}
     assert set(rows) == {(method, speedup) for method in ANY for speedup in (1.1, 1.3, 9.0)}
     for (method, speedup), row in rows.items():
         if speedup == 9.0:
@@ -47,11 +48,13 @@ def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
             continue
         assert row["predicted_ms"] <= 20.0 / speedup
         assert 0 <= row["accuracy"] <= 1
-        assert row["measured_speedup"] > 0
+        assert timed[method, speedup] > 0
         if method != "planner with runs":  # which may find two in one run
             assert len(row["removed"]) == (1 if speedup == 1.1 else 3), method
     assert len(told) == len(rows)
     assert "--method planner --method 'planner with runs' --method" in record.command
+    plans = {row["plan"] for row in rows.values() if "plan" in row}
+    assert sorted(row["timed"] for row in record.values["rows"] if "timed" in row) == sorted(plans)  # each once
     monkeypatch.setattr(methods, "judge", None)  # all rows but the failed ones stand
     again = record_methods(small, None, out, told.append)
     done = [row for row in record.values["rows"] if "error" not in row]
@@ -74,6 +77,10 @@ def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):
     assert [(row["method"], row["seed"]) for row in rows] == [
         ("random", 0), ("evenly spaced", 0), ("random", 1), ("evenly spaced", 1)]  # fmt: skip
     assert rows[0] == next(row for row in first.values["rows"] if "method" in row)
+    words = "--method random --method 'evenly spaced' --speedup 1.1 --seeds 2"
+    assert words in more.command
+    less = record_methods(few, None, out, lambda _: None)  # a part of it does not make the record a record of that part
+    assert less.command == more.command
     with pytest.raises(BadConfig, match="other settings"):
         record_methods(replace(few, epochs=2), None, out, lambda _: None)
 
@@ -108,7 +115,9 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
                       pretrain_epochs=1, count=64, batch_size=4, device="cpu")  # fmt: skip
     out, told = tmp_path / "joint.json", []
     record = record_joint(settings, None, out, told.append)
-    rows = pd.DataFrame([row for row in record.values["rows"] if row.get("share") == 0.9])
+    rows = joint.results(record)
+    assert set(rows["share"]) == {0.9}
+    assert (rows["measured_speedup"] > 0).all()
     assert len(rows) == 4
     assert (rows["predicted_ms"] <= 18).all()
     assert (rows["k"] <= 2).all()

@@ -13,8 +13,8 @@ import dslib
 from dslib import planning
 from dslib.calibration import Calibrate, calibrate, logits_of
 from dslib.errors import BadConfig
+from dslib.found import Found
 from dslib.importance import Importance, agreement, divergence, importance, rank
-from dslib.searching import Found
 from dslib.training import recalibrate_batchnorm
 
 
@@ -68,7 +68,9 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
         tuned = importance(model, digits, sites, config, progress=False)
     assert tuned.m != found.m
     assert tuned.runs == {}
-    removed = calibrate(model, sites.mask(["blocks.0", "blocks.2"]), x[:64], progress=False).model
+    removed = calibrate(
+        model, sites.mask(["blocks.0", "blocks.2"]), x[:64], Calibrate(refit=False), progress=False
+    ).model
     fitted = importance(model, digits, sites, Importance(count=64, calibrate=Calibrate()), progress=False)
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]).item() for network in (removed, model)]

@@ -45,6 +45,7 @@ LAYERS = [
     "dense",
     "profiling",
     "training",
+    "found",
     "searching",
     "least_squares",
     "stations",

@@ -1,23 +1,26 @@
 """Planning: the best plan under a latency, against every possible plan; bad tables and budgets."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import call as run_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dslib
 from dslib import planning
+from dslib.checkpoints import save_tensors
 from dslib.cli import app
-from dslib.errors import BadConfig, DslibError, MaskMismatch
+from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
+from dslib.found import Found
 from dslib.measuring import Timing
 from dslib.planning import for_speedup, joint, pareto, plan
 from dslib.profiling import CostTable
-from dslib.searching import Found
 
 
 def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=()):
@@ -200,3 +203,26 @@ def test_importances_and_costs_become_a_plan_on_the_command_line(tmp_path):
     assert "removed: s0+s1, s2" in call("--speedup", 1.2).output
     for wrong in (("--latency", 31, "--speedup", 2), ("--out", out), ("--speedup", 0), ("--latency", 1)):
         assert isinstance(call(*wrong).exception, DslibError)
+
+
+def test_what_a_user_measured_becomes_a_plan_whatever_the_number_of_classes(tmp_path, npz):
+    """`profile` knows no classes, `importance` has the data's."""
+    model = dslib.load_model("conftest:Tiny", ("0", "1")).model
+    save_tensors(tmp_path / "w.safetensors", model.state_dict())
+    for words in (
+        ("importance", "--model", "conftest:Tiny", "--weights", "w.safetensors", "--data", npz, "--count", 64,
+         "--longest", 2, "--out", "importance.json"),
+        ("profile", "--model", "conftest:Tiny", "--image-size", 16, "--batch-size", 2, "--longest", 2,
+         "--out", "cost.json"),
+    ):  # fmt: skip
+        status, _, err = run_command(*words, cwd=tmp_path)
+        assert status == 0, err
+    words = ("plan", "--importance", "importance.json", "--cost", "cost.json", "--or-linear")
+    status, out, err = run_command(*words, cwd=tmp_path)
+    assert status == 0, err
+    assert "removed: none" in out
+    found = json.loads((tmp_path / "importance.json").read_text())
+    found["values"]["m"]["elsewhere"] = 1.0
+    (tmp_path / "wrong.json").write_text(json.dumps(found))
+    with pytest.raises(BadRecord, match="of other sites than it lists"):
+        dslib.Found.load(tmp_path / "wrong.json")

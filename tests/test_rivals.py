@@ -8,9 +8,11 @@ from conftest import Tiny
 
 import dslib
 from dslib.errors import MaskMismatch
+from dslib.found import Found
 from dslib.profiling import CostTable
 from dslib.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, paper_masks, train_slopes, within
-from dslib.searching import Found, add_gates
+from dslib.searching import add_gates
+from dslib.sites import Sites
 from dslib.training import Train
 
 COST = CostTable({f"blocks.{i}": 5.0 for i in range(3)}, {f"blocks.{i}": 9.0 for i in range(3)},
@@ -33,6 +35,17 @@ def test_each_rival_gives_a_mask_for_every_k(name, tiny, digits):
 def test_the_costliest_go_first():
     found = keep_cheapest(Tiny(), None, dslib.find_sites(Tiny(), 16), COST)
     assert [mask.removed for mask in found[1:3]] == [("blocks.1",), ("blocks.1", "blocks.2")]
+
+
+@pytest.mark.parametrize("rival", [RIVALS["keep the cheapest"], RIVALS["evenly spaced"], RIVALS["learned slopes"]])
+def test_what_rivals_cannot_do_is_said(rival, tiny, digits):
+    none = Sites([], [], 16)
+    with pytest.raises(MaskMismatch, match="no mergeable site"):
+        rival(tiny, digits, none, COST, 0)
+    other = CostTable({"a": 1.0}, {"a": 1.0}, {"a": 1.0}, 2.0, 1, 16, "cpu", "eager")
+    if rival is keep_cheapest:
+        with pytest.raises(MaskMismatch, match="no measured cost for"):
+            rival(tiny, digits, dslib.find_sites(tiny, 16), other, 0)
 
 
 def test_the_papers_masks_are_for_mobilenet_v2(tiny):

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from conftest import photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -141,6 +142,38 @@ def test_sites_that_cannot_be_merged_are_always_kept():
     assert found.mask(2).kept == ("c", "b")
     with pytest.raises(MaskMismatch, match="expected 1 to 3"):
         found.mask(0)
+
+
+def test_gates_compute_the_same_where_the_network_is_compiled(tiny):
+    gated, gates = add_gates(tiny.float(), dslib.find_sites(tiny, 32))
+    compiled, x = torch.compile(gated, backend="eager"), photos(2).float()
+    for k in (3, 1, 0):
+        gates.keep(k)
+        found = []
+        for network in (gated, compiled):
+            gates.m.grad = None
+            y = network(x)
+            y.square().sum().backward()
+            found.append((y.detach(), gates.m.grad.clone()))
+        torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"kept": {f"blocks.{i}": float("nan") for i in range(3)}}, "costs are milliseconds, 0 or more, found"),
+        ({"merged": {"blocks.0": 1.0}}, "kept, linear and merged differ: profile again"),
+        ({"network": "0123456789ab"}, "the costs are of another network: profile this one"),
+    ],
+)
+def test_search_refuses_costs_that_make_no_sense(tiny, digits, change, text):
+    sites = dslib.find_sites(tiny, 16)
+    cost = dslib.profile(tiny.float(), sites, 2, rounds=1)
+    with pytest.raises(MaskMismatch, match=text):
+        dslib.search(tiny.float(), digits, sites, replace(cost, **change), QUICK)
+    savings = {"blocks.0": 1.0, "blocks.1": float("nan"), "blocks.2": -1.0}
+    with pytest.raises(MaskMismatch, match=r"savings are milliseconds, found {'blocks.1': nan}"):
+        dslib.search(tiny.float(), digits, sites, savings, QUICK)
 
 
 def test_search_refuses_bad_settings(tiny, digits, tmp_path):

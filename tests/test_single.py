@@ -7,9 +7,10 @@ from torch import nn
 
 import dslib
 from dslib.calibration import calibrate
-from dslib.errors import MaskMismatch
+from dslib.errors import BadConfig, MaskMismatch
 from dslib.importance import rank
 from dslib.searching import add_gates
+from dslib.shrinking import possible_runs
 
 
 @pytest.fixture
@@ -97,3 +98,21 @@ def test_a_recipe_rebuilds_it(tiny, sites, tmp_path):
     assert isinstance(found.stem[2], nn.Identity)
     with torch.no_grad():
         torch.testing.assert_close(found(x), small(x))
+
+
+def test_a_single_activation_is_no_part_of_a_run():
+    model = dslib.load_model("mobilenet_v2").model
+    sites = dslib.find_sites(model, 32, single=True)
+    names = sites.names[:2]
+    assert names == ("features.0.2", "features.1")
+    plan = dslib.Plan(sites.mask(sites.names[2:]), [names])
+    with pytest.raises(BadConfig, match=r"a run is of blocks: features\.0\.2 is an activation by itself"):
+        dslib.shrink(model, plan, image_size=32)
+    assert not [run for run, _ in possible_runs(model, sites, 2) if "features.0.2" in run]
+
+
+def test_nothing_of_a_single_activation_is_merged(tiny, sites):
+    table = dslib.profile(tiny, sites, 2, rounds=2)
+    mask = sites.mask([])
+    assert "stem.2" in mask.removed
+    assert "stem.2" not in table.worth_merging(mask)

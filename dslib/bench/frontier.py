@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from random import Random
@@ -17,7 +16,7 @@ from ..errors import BadModel, require
 from ..importance import agreement, rank
 from ..masks import Mask
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record, as_options, as_words, commit
 from ..sites import Sites, find_sites
 from ..training import evaluate
 
@@ -65,7 +64,7 @@ def record_frontier(
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
         "random_masks": random_masks, "seed": seed, "weights": weights,
-        "model_option": tuple(f"{key}={json.dumps(value)}" for key, value in (options or {}).items()),
+        "model_option": as_options(options),
     }  # fmt: skip
     return Record("frontier", f"dslib bench frontier {as_words(settings)}", settings, values, this_machine(), commit())
 

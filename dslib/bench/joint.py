@@ -17,16 +17,18 @@ from ..checkpoints import save_tensors
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, require
-from ..importance import Importance, halves, importance
+from ..found import Found
+from ..importance import Importance, importance
+from ..masks import Plan
 from ..models import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
-from ..records import Record, as_words, commit
+from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run, pretrain
-from ..searching import Found
 from ..sites import find_sites
+from ..splits import Split
 from ..training import evaluate
-from .judging import judge
+from .judging import hold_back, judge, timed
 from .rows import Rows
 
 
@@ -41,7 +43,7 @@ class Widths:
         shares: latency budgets, of the widest network's latency.
         seeds: of importances, calibration and finetuning; each network is trained once.
         pretrain_epochs, epochs: of the training from nothing, and of the finetuning from a calibrated start.
-        count: images to calibrate on, and as many others for the losses.
+        count: images to calibrate on, to take importances on, and to hold back for the losses.
         batch_size, runtime: that latencies are measured at.
     """
 
@@ -80,20 +82,19 @@ def record_joint(
         echo: is told each row.
     """
     config = widths or Widths()
-    data, where = load_data(config.data, config.image_size), pick_device(config.device)
-    words = {**asdict(config), "image_size": data.image_size, "device": str(where),
-             "options": tuple(f"{key}={value}" for key, value in (config.options or {}).items())}  # fmt: skip
-    names = {"widths": "width", "shares": "share", "options": "model_option"}
-    command = f"dslib bench joint {as_words({names.get(key, key): value for key, value in words.items()})}"
-    blank = Record("joint", command, words, {}, this_machine(where), commit())
-    rows = Rows(blank, out, selecting=("shares", "seeds"), hours=hours)
+    data, held = hold_back(load_data(config.data, config.image_size), config.count)
+    where = pick_device(config.device)
+    settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
+                "options": as_options(config.options)}  # fmt: skip
+    blank = Record("joint", _command(settings), settings, {}, this_machine(where), commit())
+    rows = Rows(blank, out, idle=True, selecting=("shares", "seeds"), hours=hours, command=_command)
     with tempfile.TemporaryDirectory() as beside:
         folder = Path(beside) if out is None else out.with_suffix("")
         paths = {width: folder / f"width-{width:g}.safetensors" for width in config.widths}
         for width, path in paths.items():
             rows.add({"trained": width}, partial(_train, config, width, data, where, path))
         begun = {} if rows.missing else paths
-        networks = {width: _Network(config, width, data, where, rows, path) for width, path in begun.items()}
+        networks = {width: _Network(config, width, data, held, where, rows, path) for width, path in begun.items()}
         for seed in range(config.seeds):
             for network in networks.values():
                 network.rank(seed)
@@ -106,11 +107,27 @@ def record_joint(
 
 
 def chosen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """For each budget and seed the width with the least `by`: `predicted_loss`, or `held_loss` once calibrated.
+    """For each budget and seed the width with the least `by`.
 
-    Both are of training images that neither calibrated nor finetuned anything.
+    Args:
+        rows: from `results`.
+        by: `held_loss`, of the calibrated network on training images that were held back from everything; or
+            `predicted_loss`, the network's own and the sum of importances, on images that it was trained on.
     """
     return rows.loc[rows.groupby(["share", "seed"])[by].idxmin()]
+
+
+def results(record: Record) -> pd.DataFrame:
+    """A record's rows of accuracies, each with its plan's timing."""
+    rows = record.values["rows"]
+    timings = {(row["width"], row["timed"]): row for row in rows if "measured_speedup" in row}
+    found = [row for row in rows if "accuracy" in row and "share" in row and (row["width"], row["plan"]) in timings]
+    return pd.DataFrame([{**timings[row["width"], row["plan"]], **row} for row in found])
+
+
+def _command(config: dict[str, Any]) -> str:
+    names = {"widths": "width", "shares": "share", "options": "model_option"}
+    return f"dslib bench joint {as_words({names.get(key, key): value for key, value in config.items()})}"
 
 
 def _options(config: Widths, width: float) -> dict[str, Any]:
@@ -131,8 +148,10 @@ def _train(config: Widths, width: float, data: Data, where: torch.device, path: 
 class _Network:
     """A trained network of one width: profiled and ranked."""
 
-    def __init__(self, config: Widths, width: float, data: Data, where: torch.device, rows: Rows, path: Path) -> None:
-        self.config, self.width, self.data, self.rows = config, width, data, rows
+    def __init__(
+        self, config: Widths, width: float, data: Data, held: Split, where: torch.device, rows: Rows, path: Path
+    ) -> None:
+        self.config, self.width, self.data, self.held, self.rows = config, width, data, held, rows
         require(path.is_file(), f"{path}: expected the weights that the record's row is of, found none: remove the "
                 "record, or give another file", BadModel)  # fmt: skip
         self.network = load_model(config.model, data.classes, str(path), _options(config, width)).model.to(where).eval()
@@ -158,15 +177,18 @@ class _Network:
         def make() -> dict[str, Any]:
             found, config = self.found[seed], self.config
             best = plan(found, self.cost, share * widest.cost.total)
-            fit, held = halves(self.data.train, config.count, seed)
+            images = self.data.train.first(config.count, seed)
             loss = found.own + sum(found.m[name] for name in best.mask.removed)
             settings = replace(CALIBRATED, epochs=config.epochs, seed=seed)
-            row = judge(self.network, best, self.data, self.cost, settings, fit, config.runtime, widest.network, held)
+            row = judge(self.network, best, self.data, self.cost, settings, images, self.held)
             return {"predicted_loss": loss, **row}
 
         row = self.rows.add(point, make, keep_errors=True)
         what = f"width {self.width:g}, {share:g} of the latency, seed {seed}"
         if "accuracy" not in row:
             return f"{what}: {row.get('error', 'not begun')}"
+        chosen = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
+        time = partial(timed, self.network, chosen, self.cost, self.config.runtime, widest.network)
+        row = {**self.rows.add({"timed": row["plan"], "width": self.width}, time, short=True), **row}
         return (f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
                 f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip

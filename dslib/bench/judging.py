@@ -1,8 +1,9 @@
-"""What becomes of a plan: calibrated, finetuned, evaluated, and measured in turns with the original."""
+"""What becomes of a plan: calibrated, finetuned, evaluated; and how quick it is, in turns with the original."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,18 +12,23 @@ from torch import nn
 from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data
+from ..errors import BadData, require
 from ..finetuning import Finetune, finetune
 from ..importance import loss_on
 from ..masks import Plan
 from ..measuring import measure
+from ..merging import merge
 from ..profiling import CostTable
+from ..shrinking import shrink
 from ..splits import Split
 from ..training import evaluate
 
+ROUNDS = 21  # of each timing
+
 
 def judge(
-    network: nn.Module, chosen: Plan, data: Data, cost: CostTable, config: Finetune, images: Split, runtime: str,
-    over: nn.Module | None = None, held: Split | None = None,
+    network: nn.Module, chosen: Plan, data: Data, cost: CostTable, config: Finetune, images: Split,
+    held: Split | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """A row about a plan.
 
@@ -30,24 +36,53 @@ def judge(
         network: the original.
         chosen: the plan.
         data: to finetune and evaluate on.
-        cost: of the network; latency is measured at its batch size.
+        cost: of the network.
         config: of the finetuning; its seed is the calibration's too.
         images: to calibrate on.
-        runtime: that latency is measured on.
-        over: what the speed-up is over; default the original.
         held: images on which the calibrated network's cross-entropy is taken, `held_loss`.
     """
     began = time.perf_counter()
     small = calibrate(network, chosen, images, Calibrate(seed=config.seed), progress=False).model
     done = finetune(small, data, network, config).model
-    device = next(network.parameters()).device
-    batch = torch.randn(cost.batch_size, in_channels(network), cost.image_size, cost.image_size, device=device)
-    timing = measure({"original": network if over is None else over, "small": done}, batch, 15, runtime=runtime)
-    ratio, low, high = timing.speedup("small", over="original")
     return {
-        "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
-        "predicted_ms": cost.predict(chosen, merged=True), "measured_speedup": ratio, "q25": low, "q75": high,
-        "busy": timing.busy, **({} if held is None else {"held_loss": loss_on(small, held)}),
+        "plan": name_of(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
+        "predicted_ms": cost.predict(chosen, merged=True),
+        **({} if held is None else {"held_loss": loss_on(small, held)}),
         "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done, data.val),
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
+
+
+def timed(
+    network: nn.Module, chosen: Plan, cost: CostTable, runtime: str, over: nn.Module | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """How many times as fast the merged network is as the original, or `over` another; weights do not matter.
+
+    In turns, at the costs' batch size, BatchNorm folded on both sides.
+    """
+    device = next(network.parameters()).device
+    batch = torch.randn(cost.batch_size, in_channels(network), cost.image_size, cost.image_size, device=device)
+    networks = {"original": over or network, "small": merge(shrink(network, chosen, image_size=cost.image_size))}
+    timing = measure(networks, batch, ROUNDS, runtime=runtime)
+    ratio, low, high = timing.speedup("small", over="original")
+    return {"measured_speedup": ratio, "q25": low, "q75": high, "busy": timing.busy}
+
+
+def name_of(plan: Plan) -> str:
+    """A plan in a line: what is removed, runs joined by '+'."""
+    return ", ".join(map("+".join, plan.groups)) or "nothing"
+
+
+def hold_back(data: Data, count: int) -> tuple[Data, Split]:
+    """The data without some of its training images, the same at every call; and these.
+
+    Raises:
+        BadData: if the images are not held in memory, or are too few.
+    """
+    require(isinstance(data.train, Split), f"{data.name}: expected a dataset that is held in memory", BadData)
+    assert isinstance(data.train, Split)
+    every = data.train
+    require(len(every) > count, f"{data.name}: expected more than {count} training images, found {len(every)}", BadData)
+    mixed = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).split([count, len(every) - count])
+    held, rest = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
+    return replace(data, train=rest), held

@@ -9,24 +9,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import nn
 
 from ..calibration import Calibrate
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, require
+from ..found import Found
 from ..importance import rank
 from ..masks import Plan
 from ..models import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
-from ..records import Record, as_words, commit
+from ..records import Record, as_options, as_words, commit
 from ..rivals import RIVALS, masks_of, within
 from ..running import CALIBRATED, Run
-from ..searching import Found, search
+from ..searching import search
 from ..sites import Sites, find_sites
 from ..training import evaluate
-from .judging import judge
+from .judging import judge, timed
 from .rows import Rows
 
 METHODS = ("planner", "planner with runs", "search", *RIVALS)
@@ -79,7 +81,8 @@ def record_methods(
     matrix: Matrix | None = None, hours: float | None = None, out: Path | None = None,
     echo: Callable[[str], object] = print,
 ) -> Record:  # fmt: skip
-    """Each method's plan at each budget, calibrated, finetuned alike, measured in turns with the original.
+    """Each method's plan at each budget, calibrated and finetuned alike; and how quick each plan is, in turns with the
+    original. Budgets are met as predicted from one cost table; what counts is what is measured.
 
     Args:
         matrix: what is compared.
@@ -95,12 +98,10 @@ def record_methods(
             "that are", BadModel)  # fmt: skip
     network = network.to(where).eval()
     sites = find_sites(network, loaded.image_size)
-    words = {**asdict(matrix), "image_size": loaded.image_size, "device": str(where),
-             "options": tuple(f"{key}={value}" for key, value in (matrix.options or {}).items())}  # fmt: skip
-    names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
-    command = f"dslib bench methods {as_words({names.get(key, key): value for key, value in words.items()})}"
-    blank = Record("methods", command, words, {}, this_machine(where), commit())
-    rows = Rows(blank, out, selecting=("methods", "speedups", "seeds"), hours=hours)
+    config = {**asdict(matrix), "image_size": loaded.image_size, "device": str(where),
+              "options": as_options(matrix.options)}  # fmt: skip
+    blank = Record("methods", _command(config), config, {}, this_machine(where), commit())
+    rows = Rows(blank, out, idle=True, selecting=("methods", "speedups", "seeds"), hours=hours, command=_command)
     cost = rows.add({"cost": matrix.runtime}, lambda: {
         "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=LONGEST)),
         "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
@@ -115,7 +116,9 @@ def record_methods(
                 continue
             for speedup in matrix.speedups:
                 point = {"method": method, "speedup": speedup, "seed": seed}
-                echo(_say(rows.add(point, partial(compared.judge, found, point), keep_errors=True)))
+                row = rows.add(point, partial(compared.judge, found, point), keep_errors=True)
+                speed = compared.time(row, rows) if "accuracy" in row else {}
+                echo(_say({**speed, **row}))
     for name in rows.missing:
         echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
     return rows.record
@@ -153,7 +156,26 @@ class _Compared:
         else:
             chosen = Plan(within(map(self.sites.mask, found["kept"]), self.cost, budget))
         config, images = replace(CALIBRATED, epochs=matrix.epochs, seed=seed), self.data.train.first(matrix.count, seed)
-        return judge(self.network, chosen, self.data, self.cost, config, images, matrix.runtime)
+        return judge(self.network, chosen, self.data, self.cost, config, images)
+
+    def time(self, row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+        """The row of a plan's timing: several methods may find the same one, it is measured once."""
+        chosen = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
+        make = partial(timed, self.network, chosen, self.cost, self.matrix.runtime)
+        return rows.add({"timed": row["plan"]}, make, short=True)
+
+
+def results(record: Record) -> pd.DataFrame:
+    """A record's rows of accuracies, each with its plan's timing."""
+    rows = record.values["rows"]
+    timings = {row["timed"]: row for row in rows if "measured_speedup" in row}
+    found = [row for row in rows if "accuracy" in row and "method" in row]
+    return pd.DataFrame([{**timings[row["plan"]], **row} for row in found if row["plan"] in timings])
+
+
+def _command(config: dict[str, Any]) -> str:
+    names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
+    return f"dslib bench methods {as_words({names.get(key, key): value for key, value in config.items()})}"
 
 
 def _say(row: dict[str, Any]) -> str:

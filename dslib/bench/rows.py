@@ -21,15 +21,16 @@ class Rows:
         record: with the settings, without rows.
         out: the record's file; rows that stand there are not measured again. None keeps nothing.
         idle: whether rows that were measured on a busy machine are measured again.
-        selecting: settings that only say which rows there are: the file may be of others.
+        selecting: settings that only say which rows there are: the file may be of others; then the record is of both.
         hours: no row is begun after so many; those that are not are `missing`.
+        command: settings -> the command that makes all rows.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
     def __init__(
         self, record: Record, out: Path | None, idle: bool = False, selecting: Collection[str] = (),
-        hours: float | None = None,
+        hours: float | None = None, command: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:  # fmt: skip
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit, self._idle = record.commit, idle
@@ -44,7 +45,9 @@ class Rows:
         same &= _as_read({**record.values, "rows": []}) == {**before.values, "rows": []}
         require(same, f"{out} is a record of other settings or of another machine: give another file", BadConfig)
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
-        self.record = replace(record, values=before.values, commit=", ".join(commits))
+        config = {**record.config, **{name: _both(before.config[name], record.config[name]) for name in selecting}}
+        self.record = replace(record, config=config, values=before.values, commit=", ".join(commits))
+        self.record = replace(self.record, command=command(config)) if command else self.record
 
     def add(
         self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False, short: bool = False
@@ -83,6 +86,11 @@ class Rows:
         rows = (row for row in self.record.values["rows"]
                 if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
         return next((row for row in rows if row.items() >= key.items()), None)
+
+
+def _both(before: Any, now: Any) -> Any:
+    """Two values of a setting that selects rows: all of two lists, the larger of two numbers."""
+    return tuple(dict.fromkeys([*before, *now])) if isinstance(now, tuple) else max(before, now)
 
 
 def _as_read(content: Any) -> Any:

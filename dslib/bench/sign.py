@@ -15,11 +15,12 @@ from ..calibration import calibrate
 from ..datasets import load_data
 from ..devices import this_machine
 from ..errors import require
+from ..found import Found
 from ..models import load_model
 from ..profiling import CostTable, profile
-from ..records import Record, as_words, commit
+from ..records import Record, as_options, as_words, commit
 from ..running import Run, pretrain
-from ..searching import Found, search
+from ..searching import search
 from ..sites import find_sites
 from ..training import Train, evaluate
 from .rows import Rows
@@ -46,7 +47,7 @@ def record_sign(
     require(seeds > 0 and len(weights) > 1, f"expected seeds and two weights or more, found {seeds} and {weights}")
     data = load_data("digits")
     settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs, "model": model,
-                "model_option": tuple(f"{key}={value}" for key, value in (options or {}).items())}  # fmt: skip
+                "model_option": as_options(options)}  # fmt: skip
     rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
     network = load_model(model, data.classes, options=options).model

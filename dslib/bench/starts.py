@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data, load_data
 from ..devices import this_machine
-from ..errors import BadData, require
+from ..errors import require
 from ..finetuning import Finetune, finetune
 from ..importance import rank
 from ..masks import Mask
@@ -23,9 +22,9 @@ from ..models import load_model
 from ..records import Record, as_words, commit
 from ..shrinking import fade
 from ..sites import find_sites
-from ..splits import Split
 from ..training import evaluate
 from .ingredients import GIVEN
+from .judging import hold_back
 from .rows import Rows
 
 STARTS = ("fading", "calibrated")
@@ -59,9 +58,6 @@ def record_starts(
     """
     require(min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes), "expected one or more of each setting")
     loaded = load_data(data, image_size)
-    every = loaded.train
-    require(isinstance(every, Split), f"{data}: expected a dataset that is held in memory", BadData)
-    assert isinstance(every, Split)
     network = load_model(model, loaded.classes, "default").model
     network.eval()
     sites = find_sites(network, loaded.image_size)
@@ -69,10 +65,9 @@ def record_starts(
     if len(sites) == 17:
         masks["given k=9"] = sites.mask([sites.names[i] for i in GIVEN["given k=9"]])
     first = next(iter(masks))
-    held = len(every) // 8
-    mixed = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).split([held, len(every) - held])
-    val, train = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
-    parts = replace(loaded, train=train, val=val)
+    held = len(loaded.train) // 8
+    rest, val = hold_back(loaded, held)
+    parts = replace(rest, val=val)
 
     settings = {
         "model": model, "data": data, "image_size": loaded.image_size, "k": k, "minutes": minutes, "lr": lrs,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..blocks import in_channels
 from ..devices import pick_device, this_machine, tune_allocator
+from ..errors import require
 from ..measuring import Timing, in_turns
 from ..models import load_model
 from ..records import Record, as_words, commit
@@ -33,6 +34,7 @@ def record_steps(
         device: to measure.
         compiled: whether both are compiled by `torch.compile`.
     """
+    require(rounds > 0 and batch_size > 1, f"expected rounds, and two images or more, found {rounds} and {batch_size}")
     where = pick_device(device)
     tune_allocator()
     network = load_model(model).model.to(where)
