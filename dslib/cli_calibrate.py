@@ -74,8 +74,8 @@ def calibrate_command(
         found = dslib.Found.load(ranking) if ranking is not None and ranking.exists() else None
         if found is not None:
             click.echo(f"ranking: taken from {ranking}")
-            same = not found.network or found.network == structure_of(network)
-            fits = same and found.order == sites.names
+            fits = not found.network or found.network == structure_of(network)
+            fits = fits and found.order == sites.names
             require(fits, f"{ranking} is of another network: rank this one", MaskMismatch)
             can_add = k is not None or bool(found.unit)
             require(

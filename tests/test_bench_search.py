@@ -131,7 +131,8 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
     assert "the least that can be reached is" in impossible[0]
     monkeypatch.setattr(joint, "judge", None)  # all others stand
     again = record_joint(settings, None, out, told.append).values["rows"]
-    assert sorted(map(str, again)) == sorted(map(str, record.values["rows"]))
+    lasting = [sorted(str(row) for row in rows if "timed" not in row) for rows in (again, record.values["rows"])]
+    assert lasting[0] == lasting[1]  # timings of a busy machine are made again
     (tmp_path / "joint" / "width-1.safetensors").unlink()
     with pytest.raises(BadModel, match="expected the weights that the record's row is of"):
         record_joint(settings, None, out, told.append)

@@ -51,7 +51,7 @@ def record_sign(
     rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
     network = load_model(model, data.classes, options=options).model
-    run = Run(model, "digits", k, weights="none", options=options,
+    run = Run(model, "digits", k, weights="none", options=options or {},
               pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1))  # fmt: skip
     pretrain(network, data, run, head_only=False)
     sites = find_sites(network, data.image_size)
