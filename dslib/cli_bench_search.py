@@ -30,6 +30,7 @@ from .cli_options import (
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--epochs", default=1, show_default=True, help="Of the finetuning.")
 @click.option("--search-epochs", default=2, show_default=True)
+@click.option("--latency-weight", default=0.3, show_default=True, help="Of the search.")
 @click.option("--count", default=2048, show_default=True, help="Unlabelled images for a calibration.")
 @click.option("--rank-count", default=512, show_default=True, help="Images for the ranking.")
 @click.option("--batch-size", default=32, show_default=True, help="That latencies are measured at.")
@@ -39,7 +40,7 @@ from .cli_options import (
 @resumed_option
 def methods_bench(options: tuple[str, ...], methods: tuple[str, ...], hours: float | None, out: Path | None,
                   **given: Any) -> None:  # fmt: skip
-    """Ways to choose what to keep, at equal latency, finetuned alike."""
+    """Ways to choose what to keep, within one predicted latency, finetuned alike."""
     from .bench.methods import MINIMUM, Matrix, record_methods
 
     matrix = Matrix(**given, options=parse_options(options), methods=methods or MINIMUM)
@@ -71,7 +72,7 @@ def methods_bench(options: tuple[str, ...], methods: tuple[str, ...], hours: flo
 @click.option("--hours", type=float, help="Begin nothing after so many; what is missing is told.")
 @resumed_option
 def joint_bench(options: tuple[str, ...], hours: float | None, out: Path | None, **given: Any) -> None:
-    """A narrower network with more activations, or a wider one with fewer, at equal latency."""
+    """A narrower network with more activations, or a wider one with fewer, within one predicted latency."""
     from .bench.joint import Widths, record_joint
 
     record_joint(Widths(**given, options=parse_options(options)), hours, out, click.echo)
@@ -119,4 +120,21 @@ def steps_bench(out: Path | None, **given: Any) -> None:
     write_record(record, out)
 
 
-SEARCH = (methods_bench, joint_bench, sign_bench, steps_bench)
+@click.command("plan")
+@click.option("--sites", default=50, show_default=True, help="Of each random network.")
+@click.option("--budgets", default=1000, show_default=True)
+@click.option("--instances", default=20, show_default=True, help="Random networks.")
+@click.option("--seed", default=0, show_default=True)
+@out_option
+def plan_bench(out: Path | None, **given: Any) -> None:
+    """How long the planner takes, for all budgets and for one."""
+    from .bench.planner import record_planner
+
+    record = record_planner(**given)
+    seconds, plans = record.values["all_budgets_s"], [row["plans"] for row in record.values["rows"]]
+    click.echo(f"all budgets of a network: {seconds['median']:.2f} s (at most {seconds['most']:.2f}), "
+               f"{min(plans)} to {max(plans)} plans that no other beats")  # fmt: skip
+    write_record(record, out)
+
+
+SEARCH = (methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)

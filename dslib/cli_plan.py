@@ -61,7 +61,7 @@ def importance_command(
 
 
 @click.command("plan")
-@click.option("--importance", type=Path, required=True, help="From `dslib importance`, `dslib search` or a ranking.")
+@click.option("--importance", type=Path, required=True, help="From `dslib importance`.")
 @click.option("--cost", type=Path, required=True, help="From `dslib profile --out`.")
 @click.option("--latency", type=float, help="Of the whole network at most, ms per batch.")
 @click.option("--speedup", type=float, help="For --latency: so many times faster than the original, as predicted.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search learnt.
+    """What a search learnt, or a ranking measured.
 
     Args:
         m: site name -> importance, for the sites that can be removed.
@@ -27,6 +27,7 @@ class Found:
         runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
         unit: what importances are, where their sum means something; '' if they only order the sites.
         network: structure that they are of, see `blocks.structure_of`; '' if unknown.
+        image_size: side in pixels of the images that they are of; 0 if unknown.
         own: the network's own loss, to which importances in nats of cross-entropy add.
     """
 
@@ -37,6 +38,7 @@ class Found:
     runs: dict[str, float] = field(default_factory=dict)
     unit: str = ""
     network: str = ""
+    image_size: int = 0
     own: float = 0.0
 
     def mask(self, k: int) -> Mask:

@@ -85,7 +85,7 @@ def importance(
             small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
         return loss_on(small, held)
 
-    about = f"importance of {sites.names}, {data.name}, {data.image_size}, {config}"
+    about = f"importance of {sites.names}, {data.name}, {len(data.train)} images, {data.image_size}, {config}"
     own, found = _of_each(model, sites, config.longest, loss, "importance" if progress else "", partial, about)
     rises = ({name: value - own for name, value in part.items()} for part in (found.m, found.runs))
     return replace(found, m=next(rises), runs=next(rises), unit="nats of cross-entropy", own=own)
@@ -158,7 +158,7 @@ def _of_each(
     of = {
         "about": about,
         "network": structure_of(model),
-        "weights": sum(float(p.detach().sum()) for p in model.parameters()),
+        "weights": sum(float(value.sum()) for value in model.state_dict().values()),
     }
     kept = records.read_json(partial) if partial is not None and partial.exists() else {}
     found: dict[str, float] = kept["values"] if kept.get("of") == of else {}
@@ -174,4 +174,5 @@ def _of_each(
     own = found[""]
     m = {name: found[name] for name in sites.mergeable}
     runs = {"+".join(names): found["+".join(names)] for names in options if len(names) > 1}
-    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=structure_of(model))
+    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=structure_of(model),
+                      image_size=sites.image_size)  # fmt: skip

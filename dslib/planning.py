@@ -170,6 +170,8 @@ def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]
             "them, or importances from `importance` or `rank`", MaskMismatch)  # fmt: skip
     same = not (found.network and cost.network) or found.network == cost.network
     require(same, "importances and costs are of different networks: profile the one that was ranked", MaskMismatch)
+    require(found.image_size in (0, cost.image_size), f"importances are of images of {found.image_size} px, costs of "
+            f"{cost.image_size} px: give both the same --image-size", MaskMismatch)  # fmt: skip
     cost.check(found.m)
     place = {name: i for i, name in enumerate(found.order)}
     options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]

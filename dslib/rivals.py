@@ -52,18 +52,12 @@ def paper_masks(model: nn.Module, data: Data, sites: Sites, cost: CostTable, see
 
 
 def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
-    """Kept sites are spread over the depth: each next one that goes is farthest from those gone before.
-
-    With `seed` 0 the middle one goes first; else a random one.
-    """
+    """Kept sites are spread evenly over the depth, for each k anew; with `seed` 0 as far from both ends, else shifted."""
     sites.check_k(len(sites.always_kept))
-    names = list(sites.mergeable)
-    gone = [-1, len(names)]  # the network's ends
-    gone.append(len(names) // 2 if seed == 0 else random.Random(seed).randrange(len(names)))
-    while len(gone) < len(names) + 2:
-        left = [i for i in range(len(names)) if i not in gone]
-        gone.append(max(left, key=lambda i: min(abs(i - j) for j in gone)))
-    return masks_of(sites, {names[i]: float(place) for place, i in enumerate(gone[2:])})
+    names, shift = list(sites.mergeable), 0.5 if seed == 0 else random.Random(seed).random()
+    counts = range(len(names), -1, -1)
+    spread = ({names[int((i + shift) * len(names) / count)] for i in range(count)} for count in counts)
+    return [sites.mask([*sites.always_kept, *kept]) for kept in spread]
 
 
 class Slope(Gate):
@@ -119,11 +113,13 @@ def masks_of(sites: Sites, m: Mapping[str, float]) -> list[Mask]:
 def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
     """The first of several masks whose predicted latency is within a budget (ms per batch); they come best first.
 
+    A site whose removal costs time is kept all the same.
+
     Raises:
         MaskMismatch: if none is; the quickest is named.
     """
     quickest = float("inf")
-    for mask in masks:
+    for mask in (Mask({name: on or cost.saving((name,), merged=True) <= 0 for name, on in m.items()}) for m in masks):
         predicted = cost.predict(mask, merged=True)
         if predicted <= latency:
             return mask

@@ -61,7 +61,7 @@ def plot_methods(frame: pd.DataFrame, original: float) -> Figure:
 
 
 def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
-    """Accuracy over speed-up of each width's best plans, means over seeds; what was chosen is ringed.
+    """Accuracy over speed-up of each width's best plans, means over seeds; rings are the means of what was chosen.
 
     Args:
         frame: columns `width`, `share` (the budget), `measured_speedup` and `accuracy` (0 to 1), one row a network.
@@ -72,7 +72,8 @@ def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
         mean = part.groupby("share")[["measured_speedup", "accuracy"]].mean().sort_values("measured_speedup")
         axes.plot(mean["measured_speedup"], 100 * mean["accuracy"], f"{MARKERS[i % 8]}-", color=COLOURS[i % 8],
                   label=f"width {width:g}")  # fmt: skip
-    axes.plot(chosen["measured_speedup"], 100 * chosen["accuracy"], "o", color="#000000", markerfacecolor="none",
+    taken = chosen.groupby("share")[["measured_speedup", "accuracy"]].mean()
+    axes.plot(taken["measured_speedup"], 100 * taken["accuracy"], "o", color="#000000", markerfacecolor="none",
               markersize=12, label="chosen")  # fmt: skip
     axes.set(xlabel="times as fast as the widest network, measured", ylabel="top-1 accuracy, %")
     axes.legend(frameon=False)
@@ -89,6 +90,8 @@ def plot_plans(planned: Sequence[Planned], others: Mapping[str, Sequence[tuple[f
     """
     figure, axes = new_figure(6.5, 3.6)
     front = np.array([(one.latency, one.loss) for one in planned])
+    most = max([front[0, 0], *(latency for points in others.values() for latency, _ in points)])
+    front = np.vstack([[most, front[0, 1]], front])  # a larger budget buys nothing more
     axes.step(*front[::-1].T, where="post", color=MERGED, label="no plan is below")
     for i, (name, points) in enumerate(others.items()):
         axes.plot(*zip(*points, strict=True), MARKERS[i % 8], color=(KEPT, LINEAR, ORIGINAL)[i % 3], label=name)

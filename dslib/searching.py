@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +27,6 @@ from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
 from .tracing import trace
 from .training import Train, groups, train
-
-if TYPE_CHECKING:
-    pass
 
 GATES = "dslib_gates"
 

@@ -1,6 +1,7 @@
 """The benchmarks of searching and planning: a short run of each, resumed, and cut short."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,11 +12,13 @@ from dslib import finetuning
 from dslib.bench import joint, methods, sign
 from dslib.bench.joint import Widths, chosen, record_joint
 from dslib.bench.methods import METHODS, Matrix, record_methods
+from dslib.bench.planner import record_planner
 from dslib.bench.sign import record_sign, spearman
 from dslib.bench.steps import record_steps
 from dslib.errors import BadConfig, BadModel
 from dslib.models import Loaded
 from dslib.profiling import CostTable
+from dslib.records import Record
 
 NAMES = [f"blocks.{i}" for i in range(3)]
 COST = CostTable(dict.fromkeys(NAMES, 5.0), dict.fromkeys(NAMES, 4.0), dict.fromkeys(NAMES, 3.0), 20.0, 4, 16, "cpu",
@@ -174,6 +177,47 @@ def test_a_search_step_is_compared_with_a_plain_one():
     expected = networks["search"]["latency_ms"] / networks["plain"]["latency_ms"]
     assert values["search_over_plain"] == pytest.approx(expected)
     assert values["q25"] <= values["q75"]
+
+
+def test_the_planner_is_timed_on_random_networks():
+    values = record_planner(8, 50, 3).values
+    assert len(values["rows"]) == 3
+    for row in values["rows"]:
+        assert 1 < row["distinct"] <= min(row["plans"], 50)
+        assert 0 < row["removed"] <= 8
+    times = sorted(row["all_budgets_s"] for row in values["rows"])
+    assert list(values["all_budgets_s"].values()) == times
+    with pytest.raises(BadConfig, match="expected one or more"):
+        record_planner(sites=0)
+
+
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+
+
+def test_what_the_records_are_said_to_show():
+    """The claims of README and chapter, on the records as they stand."""
+    sign = Record.load(RESULTS / "sign-mobilenet_v2-digits.json")
+    frame = pd.DataFrame([row for row in sign.values["rows"] if "weight" in row])
+    means = frame.groupby("weight")["predicted_ms"].mean()
+    assert spearman(frame) <= -0.8
+    assert means.iloc[-1] < means.iloc[0]
+    for name, most in (("eager", 1.3), ("compiled", 1.15)):
+        assert Record.load(RESULTS / f"steps-{name}.json").values["search_over_plain"] <= most
+    margins = methods.over_random(methods.results(Record.load(RESULTS / "methods-mobilenet_v2-imagenette.json")))
+    assert set(margins.index) == {1.2, 1.5}
+    assert (margins["difference"] > 2 * margins["standard_error"]).all()
+
+
+def test_the_margin_over_random_masks():
+    frame = pd.DataFrame([
+        {"method": method, "speedup": 1.2, "accuracy": accuracy}
+        for method, accuracy in [("planner", 0.9), ("planner", 0.8), ("random", 0.5), ("random", 0.7)]
+    ])  # fmt: skip
+    row = methods.over_random(frame).loc[1.2]
+    assert row["difference"] == pytest.approx(0.25)
+    assert row["standard_error"] == pytest.approx(((0.05 + 0.1) ** 2 - 2 * 0.05 * 0.1) ** 0.5)
+    assert row["networks"] == 2
+    assert row["random networks"] == 2
 
 
 def test_costs_of_runs_are_profiled(tiny):

@@ -28,7 +28,7 @@ from ..running import CALIBRATED, Run, pretrain
 from ..sites import find_sites
 from ..splits import Split
 from ..training import evaluate
-from .judging import hold_back, judge, timed
+from .judging import hold_back, judge, quiet, timed
 from .rows import Rows
 
 
@@ -41,7 +41,8 @@ class Widths:
         data, image_size: as for `load_data`.
         widths: of the networks, which are trained from nothing.
         shares: latency budgets, of the widest network's latency.
-        seeds: of importances, calibration and finetuning; each network is trained once.
+        seeds: of importances, calibration and finetuning; each network is trained once, so that their spread says
+            nothing of what another training would give.
         pretrain_epochs, epochs: of the training from nothing, and of the finetuning from a calibrated start.
         count: images to calibrate on, to take importances on, and to hold back for the losses.
         batch_size, runtime: that latencies are measured at.
@@ -87,22 +88,27 @@ def record_joint(
     settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
                 "options": as_options(config.options)}  # fmt: skip
     blank = Record("joint", _command(settings), settings, {}, this_machine(where), commit())
-    rows = Rows(blank, out, idle=True, selecting=("shares", "seeds"), hours=hours, command=_command)
+    rows = Rows(blank, out, idle=True, selecting=("shares", "seeds"), hours=hours)
     with tempfile.TemporaryDirectory() as beside:
         folder = Path(beside) if out is None else out.with_suffix("")
         paths = {width: folder / f"width-{width:g}.safetensors" for width in config.widths}
         for width, path in paths.items():
             rows.add({"trained": width}, partial(_train, config, width, data, where, path))
         begun = {} if rows.missing else paths
-        networks = {width: _Network(config, width, data, held, where, rows, path) for width, path in begun.items()}
+        networks = {
+            width: _Network(config, width, data, held, where, rows, path, echo) for width, path in begun.items()
+        }
         for seed in range(config.seeds):
             for network in networks.values():
                 network.rank(seed)
             for share in config.shares:
-                for network in networks.values():
-                    echo(network.judge(share, seed, networks[max(config.widths)]))
+                for width in config.widths:
+                    if width in networks:
+                        echo(networks[width].judge(share, seed, networks[max(config.widths)]))
+                    else:
+                        rows.miss({"width": width, "share": share, "seed": seed})
     for missing in rows.missing:
-        echo(f"missing: {missing} (the hours are over; the same command with the same --out goes on)")
+        echo(f"missing: {missing} (the same command with the same --out makes it)")
     return rows.record
 
 
@@ -149,16 +155,23 @@ class _Network:
     """A trained network of one width: profiled and ranked."""
 
     def __init__(
-        self, config: Widths, width: float, data: Data, held: Split, where: torch.device, rows: Rows, path: Path
+        self,
+        config: Widths,
+        width: float,
+        data: Data,
+        held: Split,
+        where: torch.device,
+        rows: Rows,
+        path: Path,
+        echo: Callable[[str], object],
     ) -> None:
         self.config, self.width, self.data, self.held, self.rows = config, width, data, held, rows
         require(path.is_file(), f"{path}: expected the weights that the record's row is of, found none: remove the "
                 "record, or give another file", BadModel)  # fmt: skip
         self.network = load_model(config.model, data.classes, str(path), _options(config, width)).model.to(where).eval()
         self.sites = find_sites(self.network, data.image_size)
-        row = rows.add({"cost": width}, lambda: {"table": asdict(
-            profile(self.network, self.sites, config.batch_size, runtime=config.runtime)
-        )}, short=True)  # fmt: skip
+        profiled = partial(profile, self.network, self.sites, config.batch_size, runtime=config.runtime)
+        row = rows.add({"cost": width}, lambda: {"table": asdict(quiet(profiled, echo))}, short=True)
         self.cost = CostTable(**row["table"])
         self.found: dict[int, Found] = {}
 
@@ -187,8 +200,8 @@ class _Network:
         what = f"width {self.width:g}, {share:g} of the latency, seed {seed}"
         if "accuracy" not in row:
             return f"{what}: {row.get('error', 'not begun')}"
-        chosen = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
-        time = partial(timed, self.network, chosen, self.cost, self.config.runtime, widest.network)
+        best = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
+        time = partial(timed, self.network, best, self.cost, self.config.runtime, widest.network)
         row = {**self.rows.add({"timed": row["plan"], "width": self.width}, time, short=True), **row}
         return (f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
                 f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ways to choose which activations to keep, compared at equal latency: `dslib bench methods`."""
+"""Ways to choose which activations to keep, compared within one predicted latency: `dslib bench methods`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..running import CALIBRATED, Run
 from ..searching import search
 from ..sites import Sites, find_sites
 from ..training import evaluate
-from .judging import judge, timed
+from .judging import judge, quiet, timed
 from .rows import Rows
 
 METHODS = ("planner", "planner with runs", "search", *RIVALS)
@@ -48,6 +48,7 @@ class Matrix:
         seeds: of every method, of the calibration and of the finetuning.
         epochs: of the finetuning, from the calibrated start; the same for all.
         search_epochs: of the paper's search (learned slopes take two).
+        latency_weight: of the paper's search: about where `dslib bench sign` sees it act first.
         count, rank_count: unlabelled images for a calibration and for the ranking.
         batch_size: that latencies are measured at.
         runtime: that they are measured on.
@@ -63,6 +64,7 @@ class Matrix:
     seeds: int = 3
     epochs: int = 1
     search_epochs: int = 2
+    latency_weight: float = 0.3
     count: int = 2048
     rank_count: int = 512
     batch_size: int = 32
@@ -101,9 +103,10 @@ def record_methods(
     config = {**asdict(matrix), "image_size": loaded.image_size, "device": str(where),
               "options": as_options(matrix.options)}  # fmt: skip
     blank = Record("methods", _command(config), config, {}, this_machine(where), commit())
-    rows = Rows(blank, out, idle=True, selecting=("methods", "speedups", "seeds"), hours=hours, command=_command)
+    rows = Rows(blank, out, idle=True, selecting=("methods", "speedups", "seeds"), hours=hours)
     cost = rows.add({"cost": matrix.runtime}, lambda: {
-        "table": asdict(profile(network, sites, matrix.batch_size, runtime=matrix.runtime, longest=LONGEST)),
+        "table": asdict(quiet(partial(profile, network, sites, matrix.batch_size, runtime=matrix.runtime,
+                                      longest=LONGEST), echo)),
         "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
     }, short=True)  # fmt: skip
     compared = _Compared(matrix, network, loaded, sites, CostTable(**cost["table"]))
@@ -111,16 +114,17 @@ def record_methods(
         for method in matrix.methods:
             key = {"found": method, "seed": seed}
             found = rows.add(key, partial(compared.find, method, seed), keep_errors=True)
-            if "seconds" not in found:
-                echo(f"{method}, seed {seed}: {found.get('error', 'not begun')}")
-                continue
             for speedup in matrix.speedups:
                 point = {"method": method, "speedup": speedup, "seed": seed}
+                if "seconds" not in found:
+                    rows.miss(point)
+                    echo(_say({**found, **point}))
+                    continue
                 row = rows.add(point, partial(compared.judge, found, point), keep_errors=True)
                 speed = compared.time(row, rows) if "accuracy" in row else {}
                 echo(_say({**speed, **row}))
     for name in rows.missing:
-        echo(f"missing: {name} (the hours are over; the same command with the same --out goes on)")
+        echo(f"missing: {name} (the same command with the same --out makes it)")
     return rows.record
 
 
@@ -140,12 +144,15 @@ class _Compared:
             return {"table": asdict(found), "seconds": time.perf_counter() - began}
         if method == "search":
             k = max(len(self.sites) // 2, len(self.sites.always_kept))
-            config = replace(Run.search, k=k, epochs=matrix.search_epochs, seed=seed)
+            config = replace(
+                Run.search, k=k, epochs=matrix.search_epochs, latency_weight=matrix.latency_weight, seed=seed
+            )
             savings = {name: self.cost.saving((name,), merged=True) for name in self.cost.kept}  # calibrating merges
-            masks = masks_of(self.sites, search(self.network, self.data, self.sites, savings, config).m)
+            m = search(self.network, self.data, self.sites, savings, config).m
+            masks, more = masks_of(self.sites, m), {"m": m}
         else:
-            masks = RIVALS[method](self.network, self.data, self.sites, self.cost, seed)
-        return {"kept": [mask.kept for mask in masks], "seconds": time.perf_counter() - began}
+            masks, more = RIVALS[method](self.network, self.data, self.sites, self.cost, seed), {}
+        return {**more, "kept": [mask.kept for mask in masks], "seconds": time.perf_counter() - began}
 
     def judge(self, found: Mapping[str, Any], point: dict[str, Any]) -> dict[str, Any]:
         """One plan at a budget: its accuracy before and after finetuning, its speed-up as measured."""
@@ -171,6 +178,22 @@ def results(record: Record) -> pd.DataFrame:
     timings = {row["timed"]: row for row in rows if "measured_speedup" in row}
     found = [row for row in rows if "accuracy" in row and "method" in row]
     return pd.DataFrame([{**timings[row["plan"]], **row} for row in found if row["plan"] in timings])
+
+
+def over_random(found: pd.DataFrame, method: str = "planner") -> pd.DataFrame:
+    """For each budget how much more accurate a method is than random masks, in means; and the standard error of that.
+
+    Args:
+        found: from `results`.
+        method: which one.
+    """
+    each = found.groupby(["method", "speedup"])["accuracy"].agg(["mean", "sem", "size"])
+    mine, chance = each.loc[method], each.loc["random"]
+    return pd.DataFrame({
+        "difference": mine["mean"] - chance["mean"],
+        "standard_error": (mine["sem"] ** 2 + chance["sem"] ** 2) ** 0.5,
+        "networks": mine["size"], "random networks": chance["size"],
+    })  # fmt: skip
 
 
 def _command(config: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ class Rows:
         idle: whether rows that were measured on a busy machine are measured again.
         selecting: settings that only say which rows there are: the file may be of others; then the record is of both.
         hours: no row is begun after so many; those that are not are `missing`.
-        command: settings -> the command that makes all rows.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
     def __init__(
         self, record: Record, out: Path | None, idle: bool = False, selecting: Collection[str] = (),
-        hours: float | None = None, command: Callable[[dict[str, Any]], str] | None = None,
+        hours: float | None = None,
     ) -> None:  # fmt: skip
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit, self._idle = record.commit, idle
@@ -45,9 +44,12 @@ class Rows:
         same &= _as_read({**record.values, "rows": []}) == {**before.values, "rows": []}
         require(same, f"{out} is a record of other settings or of another machine: give another file", BadConfig)
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
-        config = {**record.config, **{name: _both(before.config[name], record.config[name]) for name in selecting}}
-        self.record = replace(record, config=config, values=before.values, commit=", ".join(commits))
-        self.record = replace(self.record, command=command(config)) if command else self.record
+        here, there = (_as_read({name: r.config[name] for name in selecting}) for r in (record, before))
+        both = _as_read({name: _both(there[name], here[name]) for name in selecting})
+        command = f"{before.command}; {record.command}"  # of rows that neither asked for nothing is said
+        command = record.command if both == here else before.command if both == there else command
+        self.record = replace(record, config={**record.config, **both}, command=command, values=before.values,
+                              commit=", ".join(commits))  # fmt: skip
 
     def add(
         self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False, short: bool = False
@@ -68,7 +70,7 @@ class Rows:
         if before is not None:
             return before
         if time.monotonic() > self._end and not short:
-            self.missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
+            self.miss(key)
             return key
         try:
             row = _as_read({**key, **make(), "commit": self._commit})
@@ -82,6 +84,10 @@ class Rows:
             self.record.save(self._out)
         return row
 
+    def miss(self, key: Mapping[str, Any]) -> None:
+        """A row that could not be begun."""
+        self.missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
+
     def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
         rows = (row for row in self.record.values["rows"]
                 if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
@@ -90,7 +96,7 @@ class Rows:
 
 def _both(before: Any, now: Any) -> Any:
     """Two values of a setting that selects rows: all of two lists, the larger of two numbers."""
-    return tuple(dict.fromkeys([*before, *now])) if isinstance(now, tuple) else max(before, now)
+    return list(dict.fromkeys([*before, *now])) if isinstance(now, list) else max(before, now)
 
 
 def _as_read(content: Any) -> Any:

@@ -23,6 +23,7 @@ from ..running import Run, pretrain
 from ..searching import search
 from ..sites import find_sites
 from ..training import Train, evaluate
+from .judging import quiet
 from .rows import Rows
 
 IMAGES = 512  # to calibrate on
@@ -55,7 +56,8 @@ def record_sign(
               pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1))  # fmt: skip
     pretrain(network, data, run, head_only=False)
     sites = find_sites(network, data.image_size)
-    cost = CostTable(**rows.add({"cost": "eager"}, lambda: {"table": asdict(profile(network, sites, 32))})["table"])
+    costs = rows.add({"cost": "eager"}, lambda: {"table": asdict(quiet(lambda: profile(network, sites, 32), echo))})
+    cost = CostTable(**costs["table"])
     original = evaluate(network, data.val)
     settled = replace(Run.search, k=k, epochs=epochs, lr=0.2)
 
