@@ -52,12 +52,12 @@ def paper_masks(model: nn.Module, data: Data, sites: Sites, cost: CostTable, see
 
 
 def evenly_spaced(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
-    """Kept sites are spread evenly over the depth, for each k anew; with `seed` 0 as far from both ends, else shifted."""
+    """Kept sites are spread evenly over the depth, for each k anew; shifted by chance where `seed` is not 0."""
     sites.check_k(len(sites.always_kept))
     names, shift = list(sites.mergeable), 0.5 if seed == 0 else random.Random(seed).random()
     counts = range(len(names), -1, -1)
     spread = ({names[int((i + shift) * len(names) / count)] for i in range(count)} for count in counts)
-    return [sites.mask([*sites.always_kept, *kept]) for kept in spread]
+    return [sites.mask(kept) for kept in spread]
 
 
 class Slope(Gate):

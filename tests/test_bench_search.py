@@ -11,6 +11,7 @@ import dslib
 from dslib import finetuning
 from dslib.bench import joint, methods, sign
 from dslib.bench.joint import Widths, chosen, record_joint
+from dslib.bench.judging import quiet
 from dslib.bench.methods import METHODS, Matrix, record_methods
 from dslib.bench.planner import record_planner
 from dslib.bench.sign import record_sign, spearman
@@ -68,7 +69,10 @@ def test_what_is_missing_when_the_hours_are_over_is_told(small):
     told = []
     record = record_methods(small, 0.0, None, told.append)
     assert not [row for row in record.values["rows"] if "method" in row]
-    assert told[-len(ANY)].startswith("missing: found planner, seed 0 (the hours are over")
+    lines = [line for line in told if line.startswith("missing: ")]
+    assert lines[0].startswith("missing: found planner, seed 0 (the same command")
+    assert sum("missing: method planner, speedup" in line for line in lines) == 3
+    assert len(lines) == len(ANY) * 4
 
 
 def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):
@@ -80,12 +84,17 @@ def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):
     assert [(row["method"], row["seed"]) for row in rows] == [
         ("random", 0), ("evenly spaced", 0), ("random", 1), ("evenly spaced", 1)]  # fmt: skip
     assert rows[0] == next(row for row in first.values["rows"] if "method" in row)
-    words = "--method random --method 'evenly spaced' --speedup 1.1 --seeds 2"
-    assert words in more.command
+    assert "--method random --method 'evenly spaced' --speedup 1.1 --seeds 2" in more.command
+    assert ";" not in more.command  # the second command makes what the first one did
     less = record_methods(few, None, out, lambda _: None)  # a part of it does not make the record a record of that part
     assert less.command == more.command
     with pytest.raises(BadConfig, match="other settings"):
         record_methods(replace(few, epochs=2), None, out, lambda _: None)
+    other = record_methods(replace(few, seeds=3), None, out, lambda _: None)  # more of one method alone
+    assert other.command.startswith(f"{more.command}; dslib bench methods ")
+    assert other.command.endswith("--device cpu")
+    assert "--method random --speedup 1.1 --seeds 3" in other.command
+    assert record_methods(few, None, out, lambda _: None).command == other.command
 
 
 def test_a_method_that_fails_does_not_end_the_table(small, monkeypatch):
@@ -96,7 +105,7 @@ def test_a_method_that_fails_does_not_end_the_table(small, monkeypatch):
     told = []
     few = replace(small, methods=("random", "evenly spaced"), speedups=(1.1,))
     record = record_methods(few, None, None, told.append)
-    assert told[0] == "random, seed 0: ZeroDivisionError: no"
+    assert told[0] == "random, 1.1 times, seed 0: ZeroDivisionError: no"
     assert [row["method"] for row in record.values["rows"] if "method" in row] == ["evenly spaced"]
 
 
@@ -144,7 +153,17 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
             Widths(**bad)
     none = record_joint(settings, 0.0, None, told.append)
     assert none.values["rows"] == []
-    assert told[-1].startswith("missing: trained 0.5 (the hours are over")
+    lines = [line for line in told if line.startswith("missing: ")]
+    assert lines[1].startswith("missing: trained 0.5 (the same command")
+    assert len(lines) == 2 + 2 * 2 * 2
+
+
+def test_costs_are_measured_again_on_a_busy_machine():
+    tables, told = [replace(COST, busy=busy) for busy in (True, True, False)], []
+    assert quiet(lambda: tables.pop(0), told.append) == COST
+    assert not told
+    assert quiet(lambda: replace(COST, busy=True), told.append).busy
+    assert told == ["the machine was busy while costs were measured: budgets are of these"]
 
 
 def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):

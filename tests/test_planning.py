@@ -132,6 +132,13 @@ def test_tables_that_do_not_belong_together():
     assert plan(replace(found, network="a"), replace(cost, network="a"), 24.0).mask.k == 1
 
 
+def test_importances_of_other_images_are_refused():
+    found, cost = tables([1.0, 2.0], [3.0, 4.0])
+    assert plan(replace(found, image_size=32), cost, 22.0).mask.removed == ("s0",)
+    with pytest.raises(MaskMismatch, match="importances are of images of 64 px, costs of 32 px: give both the same"):
+        plan(replace(found, image_size=64), cost, 22.0)
+
+
 def test_budgets_that_cannot_be_met_name_the_nearest():
     found, cost = tables([1.0, 2.0], [1.0, 2.0])
     with pytest.raises(MaskMismatch, match="the least that can be reached is 22.00 ms per batch, found 3"):

@@ -1,5 +1,6 @@
 """Rivals of the search: each gives a mask for every k, and is what its name says."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -62,9 +63,12 @@ def test_even_spacing():
     model = dslib.load_model("mobilenet_v2").model
     found = evenly_spaced(model, None, dslib.find_sites(model, 64), COST)
     names = tuple(found[0])
-    for k, widest in ((15, 9), (13, 5)):
-        places = [-1, *(names.index(name) for name in found[17 - k].removed), len(names)]
-        assert max(b - a for a, b in pairwise(places)) <= widest
+    for k in range(1, 18):
+        places = [names.index(name) for name in found[17 - k].kept]
+        assert len(places) == k
+        gaps = [b - a for a, b in pairwise(places)]
+        assert max(gaps, default=1) - min(gaps, default=1) <= 1
+        assert abs(places[0] - (16 - places[-1])) <= 1
 
 
 def test_slopes_blend_and_are_pushed_to_the_identity(tiny, digits):
@@ -87,5 +91,7 @@ def test_the_first_mask_within_a_budget():
              for k in (3, 2, 1, 0)]  # fmt: skip
     assert within(masks, COST, 20.0).k == 3
     assert within(masks, COST, 17.0).k == 1
+    costly = replace(COST, merged={**COST.merged, "blocks.2": 6.0})
+    assert within(masks, costly, 17.0).removed == ("blocks.0", "blocks.1")  # blocks.2 would only cost time
     with pytest.raises(MaskMismatch, match="the quickest of these masks takes 13.00 ms per batch, found 5"):
         within(masks, COST, 5.0)

@@ -38,17 +38,19 @@ def test_widths_and_what_was_chosen():
         "width": [1.0, 1.0, 0.5, 0.5], "share": [0.8, 0.4, 0.8, 0.4], "seed": 0,
         "measured_speedup": [1.2, 2.4, 1.5, 2.6], "accuracy": [0.8, 0.5, 0.7, 0.6],
     })  # fmt: skip
-    axes = search_plots.plot_widths(frame, frame.iloc[[0, 3]]).axes[0]
+    axes = search_plots.plot_widths(frame, pd.concat([frame.iloc[[0, 3]], frame.iloc[[3]].assign(accuracy=0.8)])).axes[
+        0
+    ]
     narrow, wide, ringed = axes.lines
     assert points(narrow) == [(1.5, 70), (2.6, 60)]
     assert points(wide) == [(1.2, 80), (2.4, 50)]
-    assert points(ringed) == [(1.2, 80), (2.6, 60)]
+    assert points(ringed) == [(2.6, 70), (1.2, 80)]
 
 
 def test_plans_and_other_masks():
     plan = Plan(Mask({"a": True}))
     planned = [Planned(plan, 9.0, 0.0), Planned(plan, 5.0, 2.0)]
-    axes = search_plots.plot_plans(planned, {"random": [(6.0, 4.0)]}, "nats").axes[0]
-    assert points(axes.lines[0]) == [(5, 2), (9, 0)]
-    assert points(axes.lines[1]) == [(6, 4)]
+    axes = search_plots.plot_plans(planned, {"random": [(12.0, 4.0)]}, "nats").axes[0]
+    assert points(axes.lines[0]) == [(5, 2), (9, 0), (12, 0)]
+    assert points(axes.lines[1]) == [(12, 4)]
     assert axes.get_ylabel() == "importance removed, nats"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import pairwise
 
 import numpy as np
 
@@ -47,11 +48,10 @@ def record_planner(sites: int = 50, budgets: int = 1000, instances: int = 20, se
 
 def _random(sites: int, rng: random.Random) -> tuple[Found, CostTable]:
     names = [f"site{i}" for i in range(sites)]
-    runs = ["+".join(pair) for pair in zip(names, names[1:], strict=False)]
+    runs = ["+".join(pair) for pair in pairwise(names)]
     found = Found({name: rng.random() for name in names}, (), tuple(names), unit="nats of cross-entropy",
                   runs={run: 2 * rng.random() for run in runs})  # fmt: skip
     kept = {name: 1 + rng.random() for name in names}
     merged = {name: kept[name] * rng.uniform(0.3, 1.1) for name in names}
-    cost = CostTable(kept, kept, merged, sum(kept.values()), 1, 32, "cpu", "eager",
-                     runs={run: sum(merged[name] for name in run.split("+")) * rng.uniform(0.4, 1.0) for run in runs})  # fmt: skip
-    return found, cost
+    joined = {run: sum(merged[name] for name in run.split("+")) * rng.uniform(0.4, 1.0) for run in runs}
+    return found, CostTable(kept, kept, merged, sum(kept.values()), 1, 32, "cpu", "eager", runs=joined)
