@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING
 
-from .errors import require
+from .errors import DslibError, first_line, require
 
 if TYPE_CHECKING:
-    from ipywidgets import HTML, SelectionSlider, Stack, VBox, Widget
+    from ipywidgets import HTML, SelectionSlider, Stack, Text, VBox, Widget
 
 
 def explore(
@@ -45,7 +46,8 @@ def explore_two(
         panes: value of the first -> value of the second -> HTML; every first value has the same second ones.
         first, second: what the sliders are over.
         start: the first's value that is shown first; default its first.
-        live: (first's value, second's) -> HTML, computed now; the button says that it needs a kernel.
+        live: (first's value, second's) -> HTML, computed now for the values in two boxes, which follow the sliders, or
+            hold any others that were typed; the button says that it needs a kernel.
     """
     import ipywidgets
 
@@ -57,7 +59,8 @@ def explore_two(
     rows = [_stack([_pane(pane) for pane in row.values()], inner) for row in panes.values()]
     children = [outer, inner, _stack(rows, outer)]
     if live is not None:
-        children += _live_part([outer, inner], live)
+        boxes = [_box(slider) for slider in (outer, inner)]
+        children += [ipywidgets.HBox(boxes, layout={"flex_flow": "wrap"}), *_live_part(boxes, live)]
     return ipywidgets.VBox(children)
 
 
@@ -81,8 +84,19 @@ def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:
     return stack
 
 
-def _live_part(sliders: list[SelectionSlider], live: Callable[..., str]) -> list[Widget]:
-    """A button that computes the sliders' values with the kernel, and the place for its answer."""
+def _box(slider: SelectionSlider) -> Text:
+    """A box to type a value into; it follows the slider."""
+    import ipywidgets
+
+    box = ipywidgets.Text(
+        slider.value, description=slider.description, style={"description_width": "initial"}, layout={"width": "14em"}
+    )
+    slider.observe(lambda change: setattr(box, "value", change["new"]), "value")
+    return box
+
+
+def _live_part(inputs: Sequence[SelectionSlider | Text], live: Callable[..., str]) -> list[Widget]:
+    """A button that computes the inputs' values with the kernel, and the place for its answer."""
     import ipywidgets
 
     button = ipywidgets.Button(description="compute this one now (needs a kernel)", layout={"width": "max-content"})
@@ -91,7 +105,9 @@ def _live_part(sliders: list[SelectionSlider], live: Callable[..., str]) -> list
     def compute(_: object) -> None:
         button.disabled, answer.value = True, "computing ..."
         try:
-            answer.value = _framed(live(*(slider.value for slider in sliders)))
+            answer.value = _framed(live(*(one.value for one in inputs)))
+        except (DslibError, ValueError) as error:
+            answer.value = _framed(escape(first_line(error)))
         finally:
             button.disabled = False
 

@@ -82,6 +82,12 @@ def test_straight_lines_lie_beside_what_is_bent():
     assert second.get_ydata().tolist() == [0.5, 2.5]
 
 
+def joined(a, b):
+    if b not in "xy":
+        raise BadConfig(f"no {b}")
+    return f"{a}-{b}"
+
+
 def test_two_sliders_move_rows_and_columns():
     rows = {"a": {"x": "ax", "y": "ay"}, "b": {"x": "bx", "y": "by"}}
     outer, inner, stack = widgets.explore_two(rows, "letter", "axis").children
@@ -89,10 +95,17 @@ def test_two_sliders_move_rows_and_columns():
     assert [[pane.value[-8:-6] for pane in row.children] for row in stack.children] == [["ax", "ay"], ["bx", "by"]]
     outer, _, stack = widgets.explore_two(rows, "letter", "axis", start="b").children
     assert (outer.value, stack.selected_index) == ("b", 1)
-    outer, inner, _, button, answer = widgets.explore_two(rows, "letter", "axis", live=lambda a, b: f"{a}-{b}").children
+    outer, inner, _, boxes, button, answer = widgets.explore_two(rows, "letter", "axis", live=joined).children
     outer.value, inner.value = "b", "y"
     button.click()
     assert "b-y" in answer.value
+    boxes.children[0].value = "between"  # off the grid
+    button.click()
+    assert "between-y" in answer.value
+    boxes.children[1].value = "<z>"
+    button.click()
+    assert "no &lt;z&gt;" in answer.value
+    assert not button.disabled
     with pytest.raises(BadConfig, match="every row needs the same values of 'axis': x, y"):
         widgets.explore_two({"a": {"x": "", "y": ""}, "b": {"x": ""}}, "letter", "axis")
     with pytest.raises(BadConfig, match="at least one pane"):
