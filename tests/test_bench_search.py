@@ -10,7 +10,7 @@ from conftest import Tiny, randomise_batchnorm
 import dslib
 from dslib import finetuning
 from dslib.bench import joint, methods, sign
-from dslib.bench.joint import Widths, chosen, record_joint
+from dslib.bench.joint import Widths, behind, chosen, record_joint
 from dslib.bench.judging import quiet
 from dslib.bench.methods import METHODS, Matrix, record_methods
 from dslib.bench.planner import record_planner
@@ -135,7 +135,8 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
     assert (rows["k"] <= 2).all()
     for seed, width in ((0, 0.5), (1, 1.0)):
         of = (rows["seed"] == seed) & (rows["width"] == width)
-        rows.loc[of, ["held_loss", "predicted_loss"]] = -1.0, 99.0
+        rows.loc[of, ["held_loss", "predicted_loss", "held_accuracy"]] = -1.0, 99.0, 2.0
+    assert list(chosen(rows)["width"]) == [0.5, 1.0]
     assert list(chosen(rows, "held_loss")["width"]) == [0.5, 1.0]
     assert list(chosen(rows, "predicted_loss")["width"]) == [1.0, 0.5]
     impossible = [line for line in told if "0.1 of the latency" in line]
@@ -156,6 +157,19 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
     lines = [line for line in told if line.startswith("missing: ")]
     assert lines[1].startswith("missing: trained 0.5 (the same command")
     assert len(lines) == 2 + 2 * 2 * 2
+
+
+def test_how_far_a_choice_is_behind_the_best_width():
+    rows = pd.DataFrame([
+        {"share": 0.5, "seed": seed, "width": width, "accuracy": accuracy, "held_accuracy": held, "held_loss": held}
+        for seed, width, accuracy, held in [(0, 1.0, 0.8, 0.7), (0, 0.5, 0.6, 0.6), (1, 1.0, 0.9, 0.5), (1, 0.5, 0.7, 0.6)]
+    ])  # fmt: skip
+    row = behind(rows).loc[0.5]
+    assert row["chosen"] == pytest.approx(0.75)  # 0.8 of width 1, 0.7 of width 0.5
+    assert (row["best width"], row["best"]) == (1.0, pytest.approx(0.85))
+    assert row["behind"] == pytest.approx(0.1)
+    assert row["spread"] == pytest.approx(0.05 * 2**0.5)
+    assert behind(rows, "held_loss").loc[0.5, "chosen"] == pytest.approx(0.75)  # 0.6 and 0.9
 
 
 def test_costs_are_measured_again_on_a_busy_machine():
@@ -225,6 +239,8 @@ def test_what_the_records_are_said_to_show():
     margins = methods.over_random(methods.results(Record.load(RESULTS / "methods-mobilenet_v2-imagenette.json")))
     assert set(margins.index) == {1.2, 1.5}
     assert (margins["difference"] > 2 * margins["standard_error"]).all()
+    widths = behind(joint.results(Record.load(RESULTS / "joint-mobilenet_v2-cifar10.json")))
+    assert (widths["behind"] <= widths["spread"]).all()
 
 
 def test_the_margin_over_random_masks():

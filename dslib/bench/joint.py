@@ -112,15 +112,33 @@ def record_joint(
     return rows.record
 
 
-def chosen(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """For each budget and seed the width with the least `by`.
+def chosen(rows: pd.DataFrame, by: str = "held_accuracy") -> pd.DataFrame:
+    """For each budget and seed the best width.
 
     Args:
         rows: from `results`.
-        by: `held_loss`, of the calibrated network on training images that were held back from everything; or
-            `predicted_loss`, the network's own and the sum of importances, on images that it was trained on.
+        by: `held_accuracy` or `held_loss`, of the calibrated network on training images that were held back from
+            everything; or `predicted_loss`, the network's own and the sum of importances, on images it was trained on.
     """
-    return rows.loc[rows.groupby(["share", "seed"])[by].idxmin()]
+    better = rows[by] if by.endswith("accuracy") else -rows[by]
+    return rows.loc[better.groupby([rows["share"], rows["seed"]]).idxmax()]
+
+
+def behind(rows: pd.DataFrame, by: str = "held_accuracy") -> pd.DataFrame:
+    """For each budget: accuracy of what was chosen, of the best single width, and by how much the choice is behind it.
+
+    Args:
+        rows, by: as for `chosen`.
+    Returns:
+        Means over seeds; `spread` is the larger standard deviation of the two.
+    """
+    own = chosen(rows, by).groupby("share")["accuracy"].agg(["mean", "std"])
+    each = rows.groupby(["share", "width"])["accuracy"].agg(["mean", "std"])
+    best = each.loc[each.groupby("share")["mean"].idxmax()].reset_index("width")
+    return pd.DataFrame({
+        "chosen": own["mean"], "best width": best["width"], "best": best["mean"], "behind": best["mean"] - own["mean"],
+        "spread": pd.concat([own["std"], best["std"]], axis=1).max(axis=1),
+    })  # fmt: skip
 
 
 def results(record: Record) -> pd.DataFrame:

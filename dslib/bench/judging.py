@@ -40,7 +40,7 @@ def judge(
         cost: of the network.
         config: of the finetuning; its seed is the calibration's too.
         images: to calibrate on.
-        held: images on which the calibrated network's cross-entropy is taken, `held_loss`.
+        held: images on which the calibrated network's accuracy and cross-entropy are taken.
     """
     began = time.perf_counter()
     small = calibrate(network, chosen, images, Calibrate(seed=config.seed), progress=False).model
@@ -48,7 +48,7 @@ def judge(
     return {
         "plan": name_of(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
         "predicted_ms": cost.predict(chosen, merged=True),
-        **({} if held is None else {"held_loss": loss_on(small, held)}),
+        **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held)}),
         "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done, data.val),
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
