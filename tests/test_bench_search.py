@@ -160,10 +160,9 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
 
 
 def test_how_far_a_choice_is_behind_the_best_width():
-    rows = pd.DataFrame([
-        {"share": 0.5, "seed": seed, "width": width, "accuracy": accuracy, "held_accuracy": held, "held_loss": held}
-        for seed, width, accuracy, held in [(0, 1.0, 0.8, 0.7), (0, 0.5, 0.6, 0.6), (1, 1.0, 0.9, 0.5), (1, 0.5, 0.7, 0.6)]
-    ])  # fmt: skip
+    points = [(0, 1.0, 0.8, 0.7), (0, 0.5, 0.6, 0.6), (1, 1.0, 0.9, 0.5), (1, 0.5, 0.7, 0.6)]
+    rows = pd.DataFrame(points, columns=["seed", "width", "accuracy", "held_accuracy"])
+    rows = rows.assign(share=0.5, held_loss=rows["held_accuracy"])
     row = behind(rows).loc[0.5]
     assert row["chosen"] == pytest.approx(0.75)  # 0.8 of width 1, 0.7 of width 0.5
     assert (row["best width"], row["best"]) == (1.0, pytest.approx(0.85))
