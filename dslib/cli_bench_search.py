@@ -93,6 +93,7 @@ def joint_bench(options: tuple[str, ...], hours: float | None, out: Path | None,
 @click.option("--epochs", default=3, show_default=True)
 @click.option("--model", default="mobilenet_v2", show_default=True)
 @model_options
+@click.option("--accuracies/--no-accuracies", default=True, help="Of every k of the first seed, calibrated.")
 @resumed_option
 def sign_bench(options: tuple[str, ...], **given: Any) -> None:
     """Whether a larger latency weight makes the search's networks faster, on the embedded digits."""

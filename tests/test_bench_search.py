@@ -194,6 +194,9 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
     assert [sorted(row["calibrated_accuracy"]) for row in rows if not row["seed"]] == [["0", "1", "2", "3"]] * 2
     assert not [row for row in rows if row["seed"] and "calibrated_accuracy" in row]
     assert "rank correlation" in told[0]
+    short = record_sign((0.0, 100.0), 1, 2, 1, accuracies=False)
+    assert short.command.endswith("--no-accuracies")
+    assert not [row for row in short.values["rows"] if "calibrated_accuracy" in row]
     monkeypatch.setattr(sign, "search", None)  # all rows stand
     assert record_sign((0.0, 100.0), 2, 2, 1, out=tmp_path / "sign.json").values == record.values
 

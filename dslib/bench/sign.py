@@ -32,7 +32,8 @@ WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 def record_sign(
     weights: tuple[float, ...] = WEIGHTS, seeds: int = 3, k: int = 8, epochs: int = 3, model: str = "mobilenet_v2",
-    options: Mapping[str, Any] | None = None, out: Path | None = None, echo: Callable[[str], object] = print,
+    options: Mapping[str, Any] | None = None, accuracies: bool = True, out: Path | None = None,
+    echo: Callable[[str], object] = print,
 ) -> Record:  # fmt: skip
     """Searches of one network, trained from nothing on the embedded digits, over latency weights and seeds, on the CPU.
 
@@ -42,6 +43,7 @@ def record_sign(
         k: sites kept.
         epochs: of a search.
         model, options: as for `load_model`.
+        accuracies: whether of the first seed's searches every k is calibrated too, and its accuracy taken.
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
     """
@@ -49,7 +51,8 @@ def record_sign(
     data = load_data("digits")
     settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs, "model": model,
                 "model_option": as_options(options)}  # fmt: skip
-    rows = Rows(Record("sign", f"dslib bench sign {as_words(settings)}", settings, {}, this_machine(), commit()), out)
+    command = f"dslib bench sign {as_words(settings)}" + ("" if accuracies else " --no-accuracies")
+    rows = Rows(Record("sign", command, settings, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
     network = load_model(model, data.classes, options=options).model
     run = Run(model, "digits", k, weights="none", options=options or {},
@@ -65,7 +68,7 @@ def record_sign(
         found = search(network, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
         mask = found.mask(k)
         row = {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
-        return row | ({} if seed else {"calibrated_accuracy": calibrated(found)})
+        return row | ({"calibrated_accuracy": calibrated(found)} if accuracies and not seed else {})
 
     def calibrated(found: Found) -> dict[int, float]:
         """For each k the accuracy of what the search keeps, calibrated and not trained."""
