@@ -76,8 +76,7 @@ def importance(
 
     def loss(plan: Plan) -> float:
         if config.calibrate is not None:
-            settings = replace(config.calibrate, refit=False)
-            small = calibrate(model, plan, recover, settings, progress=False).model
+            small = calibrate(model, plan, recover, config.calibrate, progress=False).model
         else:
             small = shrink(model, plan, image_size=sites.image_size)
             recalibrate_batchnorm(small, (images for images, _ in recover.batches(size, whole)))
@@ -115,7 +114,7 @@ def rank(
         model: the network; left as it is.
         sites: of the model.
         images: unlabelled, as for `calibrate`; some hundreds are enough.
-        config: settings of the calibrations; kept blocks are not adjusted.
+        config: settings of the calibrations.
         progress: show a bar.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
         partial: as for `importance`.
@@ -124,7 +123,7 @@ def rank(
     """
     sites.check_k(len(sites.always_kept))
     require(longest >= 1, f"longest: expected 1 or more, found {longest}")
-    config = replace(config or Calibrate(), refit=False)
+    config = config or Calibrate()
     expected = logits_of(model, images, config.batch_size)
 
     def worse(plan: Plan) -> float:

@@ -135,7 +135,7 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
     assert (rows["k"] <= 2).all()
     for seed, width in ((0, 0.5), (1, 1.0)):
         of = (rows["seed"] == seed) & (rows["width"] == width)
-        rows.loc[of, ["held_loss", "predicted_loss", "held_accuracy"]] = -1.0, 99.0, 2.0
+        rows.loc[of, ["held_loss", "predicted_loss", "held_finetuned"]] = -1.0, 99.0, 2.0
     assert list(chosen(rows)["width"]) == [0.5, 1.0]
     assert list(chosen(rows, "held_loss")["width"]) == [0.5, 1.0]
     assert list(chosen(rows, "predicted_loss")["width"]) == [1.0, 0.5]
@@ -161,8 +161,8 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
 
 def test_how_far_a_choice_is_behind_the_best_width():
     points = [(0, 1.0, 0.8, 0.7), (0, 0.5, 0.6, 0.6), (1, 1.0, 0.9, 0.5), (1, 0.5, 0.7, 0.6)]
-    rows = pd.DataFrame(points, columns=["seed", "width", "accuracy", "held_accuracy"])
-    rows = rows.assign(share=0.5, held_loss=rows["held_accuracy"])
+    rows = pd.DataFrame(points, columns=["seed", "width", "accuracy", "held_finetuned"])
+    rows = rows.assign(share=0.5, held_loss=rows["held_finetuned"])
     row = behind(rows).loc[0.5]
     assert row["chosen"] == pytest.approx(0.75)  # 0.8 of width 1, 0.7 of width 0.5
     assert (row["best width"], row["best"]) == (1.0, pytest.approx(0.85))

@@ -24,7 +24,7 @@ def test_ranking_gives_a_mask_for_every_k(tiny):
     found = rank(tiny, sites, x, progress=False)
     assert all(value > 0 for value in found.m.values())
     assert [found.mask(k).k for k in range(4)] == [0, 1, 2, 3]
-    alone = calibrate(tiny, sites.mask(["blocks.0", "blocks.1"]), x, Calibrate(refit=False)).model
+    alone = calibrate(tiny, sites.mask(["blocks.0", "blocks.1"]), x, Calibrate()).model
     assert found.m["blocks.2"] == divergence(logits_of(alone, x), logits_of(tiny, x))
     assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
 
@@ -35,7 +35,7 @@ def test_ranking_of_runs(tiny):
     found = rank(tiny, sites, x, progress=False, longest=3)
     assert list(found.runs) == ["blocks.0+blocks.1", "blocks.1+blocks.2", "blocks.0+blocks.1+blocks.2"]
     plan = dslib.Plan(sites.mask(["blocks.0"]), [("blocks.1", "blocks.2")])
-    small = calibrate(tiny, plan, x, Calibrate(refit=False)).model
+    small = calibrate(tiny, plan, x, Calibrate()).model
     assert found.runs["blocks.1+blocks.2"] == divergence(logits_of(small, x), logits_of(tiny, x))
 
 
@@ -68,9 +68,7 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
         tuned = importance(model, digits, sites, config, progress=False)
     assert tuned.m != found.m
     assert tuned.runs == {}
-    removed = calibrate(
-        model, sites.mask(["blocks.0", "blocks.2"]), x[:64], Calibrate(refit=False), progress=False
-    ).model
+    removed = calibrate(model, sites.mask(["blocks.0", "blocks.2"]), x[:64], Calibrate(), progress=False).model
     fitted = importance(model, digits, sites, Importance(count=64, calibrate=Calibrate()), progress=False)
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]).item() for network in (removed, model)]

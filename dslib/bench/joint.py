@@ -112,19 +112,20 @@ def record_joint(
     return rows.record
 
 
-def chosen(rows: pd.DataFrame, by: str = "held_accuracy") -> pd.DataFrame:
+def chosen(rows: pd.DataFrame, by: str = "held_finetuned") -> pd.DataFrame:
     """For each budget and seed the best width.
 
     Args:
         rows: from `results`.
-        by: `held_accuracy` or `held_loss`, of the calibrated network on training images that were held back from
-            everything; or `predicted_loss`, the network's own and the sum of importances, on images it was trained on.
+        by: on training images that were held back from everything `held_finetuned`, the finetuned network's accuracy,
+            or `held_accuracy` and `held_loss` of the calibrated one; or `predicted_loss`, the network's own and the sum
+            of importances, on images that it was trained on.
     """
-    better = rows[by] if by.endswith("accuracy") else -rows[by]
+    better = -rows[by] if by.endswith("loss") else rows[by]
     return rows.loc[better.groupby([rows["share"], rows["seed"]]).idxmax()]
 
 
-def behind(rows: pd.DataFrame, by: str = "held_accuracy") -> pd.DataFrame:
+def behind(rows: pd.DataFrame, by: str = "held_finetuned") -> pd.DataFrame:
     """For each budget: accuracy of what was chosen, of the best single width, and by how much the choice is behind it.
 
     Args:

@@ -40,7 +40,8 @@ def judge(
         cost: of the network.
         config: of the finetuning; its seed is the calibration's too.
         images: to calibrate on.
-        held: images on which the calibrated network's accuracy and cross-entropy are taken.
+        held: images on which the calibrated network's accuracy and cross-entropy are taken, and the finetuned one's
+            accuracy.
     """
     began = time.perf_counter()
     small = calibrate(network, chosen, images, Calibrate(seed=config.seed), progress=False).model
@@ -49,6 +50,7 @@ def judge(
         "plan": name_of(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
         "predicted_ms": cost.predict(chosen, merged=True),
         **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held)}),
+        **({} if held is None else {"held_finetuned": evaluate(done, held)}),
         "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done, data.val),
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
