@@ -129,7 +129,7 @@ def steps_bench(out: Path | None, **given: Any) -> None:
 @out_option
 def plan_bench(out: Path | None, **given: Any) -> None:
     """How long the planner takes, for all budgets and for one."""
-    from .bench.planner import record_planner
+    from .bench.plan import record_planner
 
     record = record_planner(**given)
     seconds, plans = record.values["all_budgets_s"], [row["plans"] for row in record.values["rows"]]

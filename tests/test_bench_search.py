@@ -13,7 +13,7 @@ from dslib.bench import joint, methods, sign
 from dslib.bench.joint import Widths, behind, chosen, record_joint
 from dslib.bench.judging import quiet
 from dslib.bench.methods import METHODS, Matrix, record_methods
-from dslib.bench.planner import record_planner
+from dslib.bench.plan import record_planner
 from dslib.bench.sign import record_sign, spearman
 from dslib.bench.steps import record_steps
 from dslib.errors import BadConfig, BadModel
