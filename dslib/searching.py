@@ -132,7 +132,7 @@ class _StraightThrough(torch.autograd.Function):
 def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[nn.Module, Gates]:
     """A copy of the network with a gate at every inner activation of every mergeable site.
 
-    State keys stay, but for the importances, `dslib_gates.m`, and the slopes of activations that learn (PReLU).
+    State keys stay, but for the importances, `dslib_gates.m` in the first gate, and slopes of activations that learn.
     """
     gated, gates = copy.deepcopy(model), Gates(sites.mergeable)
     for index, name in enumerate(gates.names):
@@ -147,7 +147,8 @@ def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[
         traced.delete_all_unused_submodules()
         traced.recompile()
         gated.set_submodule(name, traced)
-    gated.add_module(GATES, gates)
+    first = next(module for module in gated.modules() if isinstance(module, Gate))
+    first.add_module(GATES, gates)  # not to the network itself: an nn.Sequential would call it
     return gated, gates
 
 
