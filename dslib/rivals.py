@@ -81,7 +81,6 @@ def train_slopes(model: nn.Module, data: Data, sites: Sites, config: Train, weig
 
     The loss is that of the labels, and `weight` times the mean over sites of 1 - (1 - m)^2.
     """
-    sites.check_k(len(sites.always_kept))
     sloped, gates = add_gates(model, sites, Slope)
     gates.to(next(model.parameters()).device)
 

@@ -133,7 +133,11 @@ def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[
     """A copy of the network with a gate at every inner activation of every mergeable site.
 
     State keys stay, but for the importances, `dslib_gates.m` in the first gate, and slopes of activations that learn.
+
+    Raises:
+        MaskMismatch: if no site can be merged.
     """
+    sites.check_k(len(sites.always_kept))
     gated, gates = copy.deepcopy(model), Gates(sites.mergeable)
     for index, name in enumerate(gates.names):
         block = gated.get_submodule(name)

@@ -182,3 +182,6 @@ def test_an_interrupted_importance_goes_on(tiny, digits, tmp_path, monkeypatch):
     assert len(calls) == 5  # the third one twice
     importance(model, digits, sites, replace(config, seed=1), progress=False, partial=partial)
     assert len(calls) == 9  # other settings: nothing of the file is taken
+    model.blocks[0].bn1.running_var.mul_(4.0)  # nor of other statistics of the same weights
+    importance(model, digits, sites, replace(config, seed=1), progress=False, partial=partial)
+    assert len(calls) == 13

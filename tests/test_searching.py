@@ -13,6 +13,7 @@ from torch import nn
 import dslib
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 from dslib.searching import Gate, Gates, add_gates, k_at, latency_decay
+from dslib.sites import Sites
 
 QUICK = dslib.Search(epochs=2, lr=0.1, batch_size=32, k=1, anneal=0.5)
 
@@ -204,3 +205,8 @@ def test_a_sequential_network_is_searched(digits):
     found = dslib.search(model, digits, dslib.find_sites(model, 16), None, config)
     assert found.mask(1).k == 1
     assert len(found.history) == 1
+
+
+def test_no_gates_without_a_site(tiny):
+    with pytest.raises(MaskMismatch, match="no mergeable site"):
+        add_gates(tiny, Sites([], [], 16))

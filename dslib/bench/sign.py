@@ -52,7 +52,7 @@ def record_sign(
     settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs, "model": model,
                 "model_option": as_options(options)}  # fmt: skip
     command = f"dslib bench sign {as_words(settings)}" + ("" if accuracies else " --no-accuracies")
-    rows = Rows(Record("sign", command, settings, {}, this_machine(), commit()), out)
+    rows = Rows(Record("sign", command, {**settings, "accuracies": accuracies}, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
     network = load_model(model, data.classes, options=options).model
     run = Run(model, "digits", k, weights="none", options=options or {},
