@@ -235,6 +235,8 @@ def test_what_the_records_are_said_to_show():
     frame = pd.DataFrame([row for row in sign.values["rows"] if "weight" in row])
     means = frame.groupby("weight")["predicted_ms"].mean()
     assert spearman(frame) <= -0.8
+    lite = Record.load(RESULTS / "sign-efficientnet_lite0-digits.json")
+    assert spearman(pd.DataFrame([row for row in lite.values["rows"] if "weight" in row])) <= -0.8
     assert means.iloc[-1] < means.iloc[0]
     for name, most in (("eager", 1.3), ("compiled", 1.15)):
         assert Record.load(RESULTS / f"steps-{name}.json").values["search_over_plain"] <= most
