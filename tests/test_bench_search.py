@@ -63,6 +63,7 @@ def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
     again = record_methods(small, None, out, told.append)
     standing = [[row for row in one.values["rows"] if not {"error", "timed"} & set(row)] for one in (record, again)]
     assert standing[0] == standing[1]  # timings of a busy machine are made again
+    assert sorted(row["timed"] for row in again.values["rows"] if "timed" in row) == sorted(plans)
 
 
 def test_what_is_missing_when_the_hours_are_over_is_told(small):
@@ -240,11 +241,19 @@ def test_what_the_records_are_said_to_show():
     assert means.iloc[-1] < means.iloc[0]
     for name, most in (("eager", 1.3), ("compiled", 1.15)):
         assert Record.load(RESULTS / f"steps-{name}.json").values["search_over_plain"] <= most
-    margins = methods.over_random(methods.results(Record.load(RESULTS / "methods-mobilenet_v2-imagenette.json")))
+    compared = Record.load(RESULTS / "methods-mobilenet_v2-imagenette.json")
+    ranked = next(row["table"]["m"] for row in compared.values["rows"] if row.get("found") == "planner")
+    blocks = dslib.load_model("mobilenet_v2").model
+    first = sorted(ranked, key=ranked.get, reverse=True)[:4]
+    assert not any(blocks.get_submodule(name).use_res_connect for name in first)
+    margins = methods.over_random(methods.results(compared))
     assert set(margins.index) == {1.2, 1.5}
     assert (margins["difference"] > 2 * margins["standard_error"]).all()
-    widths = behind(joint.results(Record.load(RESULTS / "joint-mobilenet_v2-cifar10.json")))
-    assert (widths["behind"] <= widths["spread"]).all()
+    tried = joint.results(Record.load(RESULTS / "joint-mobilenet_v2-cifar10.json"))
+    for by in ("held_finetuned", "held_accuracy"):
+        best = chosen(tried, by).groupby("share")["width"].agg(["min", "max"])
+        assert (best["min"] == best["max"]).all()  # the same with every seed
+        assert (behind(tried, by)["best width"] == best["min"]).all()
 
 
 def test_the_margin_over_random_masks():

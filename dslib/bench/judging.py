@@ -49,8 +49,8 @@ def judge(
     return {
         "plan": name_of(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
         "predicted_ms": cost.predict(chosen, merged=True),
-        **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held)}),
-        **({} if held is None else {"held_finetuned": evaluate(done, held)}),
+        **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held),
+                                    "held_finetuned": evaluate(done, held)}),
         "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done, data.val),
         "seconds": time.perf_counter() - began,
     }  # fmt: skip
