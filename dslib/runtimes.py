@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import tempfile
 import warnings
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -230,10 +231,18 @@ def _openvino(model: nn.Module, images: Tensor) -> Ready:
     }  # fmt: skip
     model, images = model.float(), images.float().contiguous()
     converted = openvino.convert_model(model, example_input=images, input=[tuple(images.shape)])
-    request = openvino.compile_model(converted, "CPU", hints).create_infer_request()
+    request = _openvino_core().compile_model(converted, "CPU", hints).create_infer_request()
     array = images.numpy()
     output = torch.from_numpy(request.infer([array])[0].copy())
     return Ready(lambda: request.infer([array], share_inputs=True, share_outputs=True), output)
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for all: each sets a stack for signals, and after a second one was freed, Ctrl-C crashes the process."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _tensorrt(model: nn.Module, images: Tensor) -> Ready:

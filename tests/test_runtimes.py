@@ -1,5 +1,7 @@
 """Runtimes: each computes what PyTorch does; the chosen precision is used; those that cannot say so in one line."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -18,6 +20,29 @@ IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def small() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+
+
+STOPPED = """
+import os, signal, torch, warnings
+from dslib.runtimes import RUNTIMES
+warnings.simplefilter("ignore")
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ready = [RUNTIMES["openvino"].make(torch.nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8)) for _ in range(2)]
+while ready:
+    ready.pop(0)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+def test_ctrl_c_after_openvino_is_no_crash():
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", STOPPED], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr
 
 
 @pytest.mark.parametrize("runtime", ["eager", "nchw", "compile", "onnxruntime", "openvino"])
