@@ -10,6 +10,7 @@ import click
 
 from .cli_bench_calibration import CALIBRATION
 from .cli_bench_search import SEARCH
+from .cli_bench_training import TRAINING
 from .cli_options import (
     Command,
     all_of,
@@ -50,7 +51,7 @@ def bench() -> None:
     """Benchmarks; each can write a record of this machine."""
 
 
-for _command in (*CALIBRATION, *SEARCH):
+for _command in (*CALIBRATION, *SEARCH, *TRAINING):
     bench.add_command(_command)
 
 

@@ -70,6 +70,7 @@ LAYERS = [
     "cli_plan",
     "cli_bench_search",
     "cli_bench_calibration",
+    "cli_bench_training",
     "cli_bench",
     "cli_calibrate",
     "cli",
