@@ -7,6 +7,7 @@ Without labels or training: `find_sites` -> `importance.rank` -> `calibrate`.
 from .calibration import calibrate
 from .datasets import load_data
 from .errors import DslibError
+from .evaluating import evaluate
 from .exporting import export
 from .finetuning import Finetune, finetune
 from .folding import fold
@@ -18,10 +19,10 @@ from .models import load_model
 from .profiling import CostTable, profile
 from .recipes import Recipe, load, save
 from .running import Run, run
+from .schedules import Train
 from .searching import Search, search
 from .shrinking import fade, shrink
 from .sites import find_sites
-from .training import Train, evaluate
 
 __version__ = "0.1.0"
 __all__ = [

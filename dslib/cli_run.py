@@ -11,8 +11,8 @@ import click
 from .cli_options import data_options, network_options, parse_options, settings
 from .finetuning import Finetune
 from .running import CALIBRATED, FADING, Run
+from .schedules import Train
 from .searching import Search
-from .training import Train
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
 STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .datasets import Data
+from .evaluating import predict, top1
 from .folding import fold
 from .measuring import count_macs, count_parameters, measure
 from .runtimes import use_precision
-from .training import predict, top1
 
 
 def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, rounds: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augmenting import Crops, Shifts
 from .errors import BadData, first_line, nearest, require
 from .splits import FolderSplit, Split
 
@@ -112,7 +113,7 @@ def _digits(image_size: int) -> Data:
     images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(found.target).long()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     held, rest = order[:360], order[360:]
-    train = Split(images[rest], labels[rest], _shifts(image_size))
+    train = Split(images[rest], labels[rest], Shifts())
     return Data("digits", tuple("0123456789"), train, Split(images[held], labels[held]), image_size)
 
 
@@ -149,7 +150,7 @@ def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> D
     size = image_size or min(arrays["x_train"].shape[1:3], default=0)
     splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], size) for part in ("train", "test")]
     classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
-    return Data(name, classes, replace(splits[0], augment=_shifts(size, flip=True)), splits[1], size)
+    return Data(name, classes, replace(splits[0], augment=Shifts(flip=True)), splits[1], size)
 
 
 def _array_split(name: str, x: Any, y: Any, size: int) -> Split:
@@ -197,16 +198,16 @@ def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
     require(train.classes == val.classes, f"{path}: train/ and val/ hold different classes: "
             f"{sorted(set(train.classes) ^ set(val.classes))[:5]}", BadData)  # fmt: skip
     large = 3 * image_size**2 * (len(train) + len(val)) > IN_MEMORY_BYTES
-    crop, augment = _centre(image_size, name), _random_crop(image_size)
+    crop = _centre(image_size, name)
     if large:
         for folder in folders:
             folder.loader = _open_image
             if skip_corrupt:
                 _drop_corrupt(folder)
-        splits: list[Any] = [FolderSplit(folder, augment, crop) for folder in folders]
+        splits: list[Any] = [FolderSplit(folder, _random_crop(image_size, name), crop) for folder in folders]
     else:
         splits = [_read_all(folder, crop, skip_corrupt) for folder in folders]
-        splits[0] = replace(splits[0], augment=augment)
+        splits[0] = replace(splits[0], augment=Crops())
     return Data(name, tuple(train.classes), splits[0], splits[1], image_size)
 
 
@@ -286,15 +287,9 @@ def _centre(size: int, name: str) -> Any:
     return v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
 
 
-def _random_crop(size: int) -> Any:
+def _random_crop(size: int, name: str) -> Any:
+    """Random resized crops, on ImageNet of as little as 8 % of the area, and flips."""
     from torchvision.transforms import v2
 
-    return v2.Compose([v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()])
-
-
-def _shifts(size: int, flip: bool = False) -> Any:
-    """Random shifts by an eighth of the image; left-right flips where mirror images mean the same."""
-    from torchvision.transforms import v2
-
-    shift = v2.RandomCrop(size, padding=size // 8)
-    return v2.Compose([shift, v2.RandomHorizontalFlip()]) if flip else shift
+    scale = (0.08, 1.0) if name == "imagenet" else Crops.scale
+    return v2.Compose([v2.RandomResizedCrop(size, scale=scale, antialias=True), v2.RandomHorizontalFlip()])

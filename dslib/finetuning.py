@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from .checkpoints import digest
 from .datasets import Data
 from .errors import BadModel, require
+from .evaluating import evaluate
+from .schedules import Train
 from .shrinking import set_fade, settle
-from .training import History, Train, evaluate, train
+from .snapshots import History
+from .training import train
+from .watching import Log
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ def finetune(
     teacher: nn.Module | None = None,
     config: Finetune | None = None,
     checkpoint: Path | None = None,
+    log: Log | None = None,
 ) -> Finetuned:
     """A finetuned copy of a shrunk network.
 
@@ -63,7 +68,8 @@ def finetune(
         data: what to train on.
         teacher: the unshrunk network; None trains on labels alone.
         config: the settings.
-        checkpoint: where to keep the state after every epoch.
+        checkpoint: where to keep the state, as for `train`.
+        log: where to tell how it goes.
     Raises:
         BadModel: if the teacher does no better than chance: its head was never trained for these classes.
     Source: Fu et al., ICML 2022, stage 2; self-distillation and its weights as in the released settings.
@@ -85,7 +91,7 @@ def finetune(
         return {"val_accuracy": evaluate(student, data.val)}
 
     history = train(
-        student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune",
+        student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune", log=log,
         about="" if teacher is None else digest(teacher.state_dict()),
         before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
     )  # fmt: skip

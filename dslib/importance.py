@@ -16,13 +16,13 @@ from .blocks import structure_of
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
 from .errors import require
+from .evaluating import labels_of, predict, recalibrate_batchnorm
 from .finetuning import Finetune, finetune
 from .found import Found
 from .masks import Plan
 from .shrinking import possible_runs, shrink
 from .sites import Sites
 from .splits import FolderSplit, Split
-from .training import labels_of, predict, recalibrate_batchnorm
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from .errors import MaskMismatch, require
 from .found import Found
 from .masks import Mask
 from .profiling import CostTable
+from .schedules import Train
 from .searching import Gate, add_gates
 from .sites import Sites
-from .training import Train, train
+from .training import train
 
 Rival = Callable[[nn.Module, Data, Sites, CostTable, int], list[Mask]]
 PAPER_KEPT = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,22 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import recipes, records
+from . import processes, records
 from .calibration import Calibrate, calibrate
 from .comparing import compare
 from .datasets import Data, load_data
 from .devices import pick_device, this_machine, tune_allocator
 from .errors import BadConfig, require
+from .evaluating import evaluate
 from .finetuning import Finetune, check_teacher, finetune
 from .found import Found
 from .importance import rank
 from .models import find_head, load_model
 from .profiling import CostTable, profile
 from .recipes import Recipe, activation
+from .schedules import Train
 from .searching import Search, search
 from .shrinking import fade
 from .sites import find_sites
-from .training import Train, evaluate, train
+from .stages import Stages
+from .states import claimed, remove_state
+from .training import train
+from .watching import Log
 
 T = TypeVar("T")
 RANKED_IMAGES, CALIBRATION_IMAGES = 512, 2048
@@ -87,24 +91,35 @@ class Run:
             object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
 
 
-def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> records.Record:
+def run(config: Run, out: Path | str, echo: Callable[[str], None] = print, tensorboard: bool = False) -> records.Record:
     """Search, shrink, finetune and merge; measure; write everything to `out`; return the record.
 
     `out` gets config.json, original, shrunk and merged (with `calibrate`, calibrated too; each .json and .safetensors),
-    cost.json, search.json, mask.json and record.json. A stage whose file stands is not done again; a stage that was
-    stopped goes on from its last whole epoch.
+    cost.json, search.json, mask.json and record.json, and a .csv of each training. A stage whose file stands is not
+    done again; a stage that was stopped goes on from its last state. Started by `torchrun` or `accelerate launch`,
+    all processes train together, and the first does the rest.
 
+    Args:
+        config: the settings.
+        out: folder; on a disk that all processes see.
+        echo: is told of stages and epochs.
+        tensorboard: whether `out`/tensorboard gets curves.
     Raises:
-        BadConfig: if `out` holds a run with other settings, or cannot be written.
+        BadConfig: if `out` holds a run with other settings, cannot be written, or is being written by another run.
     """
     out = Path(out)
-    _claim(out, config)
+    device = processes.start(pick_device(config.device))
+    with claimed(out):
+        return _run(config, out, device, Log(out, tensorboard, echo))
+
+
+def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Record:
+    processes.agreed(lambda: _claim(out, config))
     tune_allocator()
     torch.manual_seed(config.seed)
-    device = pick_device(config.device)
     data = load_data(config.data, config.image_size, config.skip_corrupt)
-    stage = _Stages(out, echo)
-    model, recipe = stage.network("original", lambda: _original(config, data, device, out))
+    stage = Stages(out, log.say)
+    model, recipe = stage.network("original", lambda: _original(config, data, device, out, log), together=True)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(model, data.image_size, config.single)
     sites.check_k(config.k)
@@ -115,12 +130,12 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
     def stage1() -> Found:
         if config.calibrate:
             return rank(model, sites, data.train.first(RANKED_IMAGES, config.seed), settings)
-        return search(model, data, sites, cost, config.search, out / "search.partial.safetensors")
+        return search(model, data, sites, cost, config.search, out / "search.partial.safetensors", log)
 
-    found = stage.file("search", Found.load, stage1)
+    found = stage.file("search", Found.load, stage1, together=not config.calibrate)
     mask = found.mask(config.k)
-    mask.save(out / "mask.json")
-    echo(repr(mask))
+    processes.agreed(lambda: mask.save(out / "mask.json"))
+    log.say(repr(mask))
     shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
     blocks = {site.name for site in sites if site.convolutions}
     merging = tuple(n for n in (mask.removed if config.calibrate else cost.worth_merging(mask)) if n in blocks)
@@ -134,62 +149,33 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print) -> re
 
     def stage2() -> tuple[nn.Module, Recipe]:
         small = fade(model, mask, boundary, data.image_size) if start is None else start.to(device)
-        done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors")
-        records.write_json(out / "finetune.json", {"history": done.history})
+        done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors", log)
+        processes.agreed(lambda: records.write_json(out / "finetune.json", {"history": done.history}))
         return done.model, shrunk_recipe
 
-    small, _ = stage.network("shrunk", stage2)
+    small, _ = stage.network("shrunk", stage2, together=True)
     merged, _ = stage.network(
         "merged", lambda: (small, shrunk_recipe) if config.calibrate else shrunk_recipe.merge_into(small, merging)
     )
     networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
-    values = {
-        "k": mask.k, "removed": list(mask.removed), "merged": list(merging),
-        "seconds": stage.seconds(),
-        **compare(networks, data, config.batch_size, config.rounds), "cost": asdict(cost), "found": asdict(found),
-        **records.read_json(out / "finetune.json"),
-    }  # fmt: skip
-    record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
-    record.save(out / "record.json")
-    for leftover in out.glob("*.partial.safetensors"):
-        leftover.unlink()
-    return record
+
+    def judged() -> records.Record:
+        values = {
+            "k": mask.k, "removed": list(mask.removed), "merged": list(merging), "processes": processes.started(),
+            "seconds": stage.seconds(),
+            **compare(networks, data, config.batch_size, config.rounds), "cost": asdict(cost), "found": asdict(found),
+            **records.read_json(out / "finetune.json"),
+        }  # fmt: skip
+        record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
+        record.save(out / "record.json")
+        for name in ("original", "search", "finetune"):
+            remove_state(out / f"{name}.partial.safetensors")
+        return record
+
+    return processes.agreed(judged)
 
 
-class _Stages:
-    """Results kept in files: made once, loaded ever after."""
-
-    def __init__(self, out: Path, echo: Callable[[str], None]) -> None:
-        self.out, self.echo = out, echo
-
-    def file(self, name: str, load: Callable[[Path], Any], make: Callable[[], Any]) -> Any:
-        """What `load` reads from <name>.json; made, and saved by its own `save`, if it is not there."""
-        return self._once(name, load, make, lambda path, made: made.save(path))
-
-    def network(self, name: str, make: Callable[[], tuple[nn.Module, Recipe]]) -> tuple[nn.Module, Recipe]:
-        """The same for a network and its recipe."""
-        model, recipe = self._once(name, recipes.load, make, lambda path, made: recipes.save(path, *made))
-        return model.eval(), recipe
-
-    def seconds(self) -> dict[str, float]:
-        """Stage -> wall time in seconds of the call that ended it."""
-        path = self.out / "seconds.json"
-        return records.read_json(path) if path.exists() else {}
-
-    def _once(self, name: str, load: Callable[[Path], T], make: Callable[[], T], save: Callable[[Path, T], Any]) -> T:
-        path = self.out / f"{name}.json"
-        if path.exists():
-            self.echo(f"{name}: taken from {path}")
-            return load(path)
-        self.echo(f"{name} ...")
-        started = time.perf_counter()
-        made = make()
-        records.write_json(self.out / "seconds.json", self.seconds() | {name: time.perf_counter() - started})
-        save(path, made)
-        return made
-
-
-def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple[nn.Module, Recipe]:
+def _original(config: Run, data: Data, device: torch.device, out: Path, log: Log) -> tuple[nn.Module, Recipe]:
     """The network to shrink, trained as far as its weights are not."""
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -201,12 +187,15 @@ def _original(config: Run, data: Data, device: torch.device, out: Path) -> tuple
             config,
             head_only=config.weights != "none",
             checkpoint=out / "original.partial.safetensors",
+            log=log,
         )
     check_teacher(model, data)  # before it is saved as what to search and to learn from
     return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
 
 
-def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None) -> None:
+def pretrain(
+    model: nn.Module, data: Data, config: Run, head_only: bool, checkpoint: Path | None = None, log: Log | None = None
+) -> None:
     """Train a network in place from random weights, or only its new head on top of pretrained ones."""
     if head_only:
         model.requires_grad_(False)
@@ -221,14 +210,14 @@ def pretrain(model: nn.Module, data: Data, config: Run, head_only: bool, checkpo
         return {"val_accuracy": evaluate(model, data.val)}
 
     title = "train the head" if head_only else "train the original"
-    train(model, data, loss, config.pretrain, after_epoch=note, checkpoint=checkpoint, title=title)
+    train(model, data, loss, config.pretrain, after_epoch=note, checkpoint=checkpoint, title=title, log=log)
     model.requires_grad_(True)
 
 
 def _claim(out: Path, config: Run) -> None:
     """Write the settings into `out`, or check that those there are the same (unless that run did nothing yet)."""
     path, own = out / "config.json", asdict(config)
-    others = [found for found in out.iterdir() if found != path] if out.is_dir() else []
+    others = [found for found in out.iterdir() if found.name not in (path.name, ".lock")] if out.is_dir() else []
     if others and not path.exists():
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     if others:

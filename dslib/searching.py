@@ -23,10 +23,12 @@ from .errors import BadConfig, MaskMismatch, require
 from .found import Found
 from .graphs import is_activation_module, removable_activations
 from .profiling import CostTable
+from .schedules import Train
 from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
 from .tracing import trace
-from .training import Train, groups, train
+from .training import groups, train
+from .watching import Log
 
 GATES = "dslib_gates"
 
@@ -173,6 +175,7 @@ def search(
     cost: CostTable | Mapping[str, float] | None = None,
     config: Search | None = None,
     checkpoint: Path | None = None,
+    log: Log | None = None,
 ) -> Found:
     """The importance of every site, learnt together with the weights. The model is left as it is.
 
@@ -182,7 +185,8 @@ def search(
         sites: of the model.
         cost: from `profile`, or site name -> saving (ms) if it is removed; needed for a latency weight.
         config: the settings.
-        checkpoint: where to keep the state after every epoch.
+        checkpoint: where to keep the state, as for `train`.
+        log: where to tell how it goes.
     Raises:
         MaskMismatch: if k does not fit the network.
     Source: Fu et al., ICML 2022, stage 1.
@@ -208,7 +212,7 @@ def search(
         gated, data, loss, config,
         before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
         after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, about=str(savings.tolist()),
-        title="search",
+        title="search", log=log,
     )  # fmt: skip
     m = dict(zip(gates.names, gates.m.tolist(), strict=True))
     return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))

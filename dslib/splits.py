@@ -27,7 +27,8 @@ class Split:
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
-        augment: applied to each training image (3, H, W) uint8; must keep its shape.
+        augment: from images (B, 3, H, W) of 0 to 255 and random numbers (B, 5 or more) of 0 to 1 to augmented
+            images of the same shape, as `augmenting.Crops`; None leaves them as they are.
     """
 
     images: Tensor
@@ -37,20 +38,16 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
-        """Batches of normalised float images (B, 3, H, W) and labels (B,).
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Batch]:
+        """Batches of normalised float images (B, 3, H, W) and labels (B,), not augmented.
 
         Args:
             batch_size: images a batch; the last may be smaller.
             order: indices to visit; default all, in their own order.
-            augmented: whether to augment.
         """
         order = torch.arange(len(self)) if order is None else order
         for chosen in order.split(batch_size):
-            images = self.images[chosen]
-            if augmented and self.augment is not None:
-                images = torch.stack([self.augment(image) for image in images])
-            yield normalise(images), self.labels[chosen]
+            yield normalise(self.images[chosen]), self.labels[chosen]
 
     def first(self, count: int, seed: int = 0) -> Split:
         """A random part of `count` images, the same for the same seed."""
@@ -60,21 +57,27 @@ class Split:
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Images read from disk as they are used; the same interface as `Split`."""
+    """Images read from disk as they are used; the same interface as `Split`.
+
+    Args:
+        folder: of images.
+        augment, resize: what is done to each image (3, H, W) uint8 of any size to train on it, and to evaluate.
+        workers: processes that decode.
+    """
 
     folder: ImageFolder
     augment: Any
     resize: Any
-    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 16))
+    workers: int = field(default_factory=lambda: _usual_workers())
 
     def __len__(self) -> int:
         return len(self.folder)
 
-    def batches(self, batch_size: int, order: Tensor | None = None, augmented: bool = False) -> Iterator[Batch]:
+    def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Batch]:
         """As `Split.batches`, decoding in worker processes."""
         from torch.utils.data import DataLoader, Subset
 
-        folder = _with_transform(self.folder, self.augment if augmented else self.resize)
+        folder = _with_transform(self.folder, self.resize)
         chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
         workers = 0 if "openvino" in sys.modules else self.workers  # after OpenVINO ran, forking a worker can crash
         for images, labels in DataLoader(chosen, batch_size, num_workers=workers):
@@ -86,6 +89,11 @@ class FolderSplit:
         folder = _with_transform(self.folder, self.resize)
         images = torch.stack([folder[int(i)][0] for i in order])
         return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+
+
+def _usual_workers() -> int:
+    """One process a core to decode images, 16 at most, shared among the training processes of this machine."""
+    return max(1, min(os.cpu_count() or 1, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def normalise(images: Tensor) -> Tensor:

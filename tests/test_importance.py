@@ -13,9 +13,9 @@ import dslib
 from dslib import planning
 from dslib.calibration import Calibrate, calibrate, logits_of
 from dslib.errors import BadConfig
+from dslib.evaluating import recalibrate_batchnorm
 from dslib.found import Found
 from dslib.importance import Importance, agreement, divergence, importance, rank
-from dslib.training import recalibrate_batchnorm
 
 
 def test_ranking_gives_a_mask_for_every_k(tiny):

@@ -12,9 +12,9 @@ from dslib.errors import MaskMismatch
 from dslib.found import Found
 from dslib.profiling import CostTable
 from dslib.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, paper_masks, train_slopes, within
+from dslib.schedules import Train
 from dslib.searching import add_gates
 from dslib.sites import Sites
-from dslib.training import Train
 
 COST = CostTable({f"blocks.{i}": 5.0 for i in range(3)}, {f"blocks.{i}": 9.0 for i in range(3)},
                  {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0}, 20.0, 1, 16, "cpu", "eager")  # fmt: skip

@@ -14,6 +14,7 @@ import dslib
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 from dslib.searching import Gate, Gates, add_gates, k_at, latency_decay
 from dslib.sites import Sites
+from dslib.snapshots import Snapshots
 
 QUICK = dslib.Search(epochs=2, lr=0.1, batch_size=32, k=1, anneal=0.5)
 
@@ -119,13 +120,11 @@ def test_a_search_is_deterministic_and_resumes_without_a_trace(tiny, digits, tmp
     whole = dslib.search(model, digits, sites, config=QUICK)
     assert dslib.search(model, digits, sites, config=QUICK).m == whole.m
 
-    from dslib import training
-
-    save = training._save
-    monkeypatch.setattr(training, "_save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0])
+    save = Snapshots.save
+    monkeypatch.setattr(Snapshots, "save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0])
     with pytest.raises(KeyboardInterrupt):
         dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
-    monkeypatch.setattr(training, "_save", save)
+    monkeypatch.setattr(Snapshots, "save", save)
     again = dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
     assert again.m == whole.m
     assert [row["m"] for row in again.history] == [row["m"] for row in whole.history]

@@ -13,8 +13,11 @@ from conftest import Tiny, randomise_batchnorm
 import dslib
 from dslib.checkpoints import load_state_dict, load_tensors, save_tensors
 from dslib.errors import BadConfig, BadModel, BadRecord, DslibError
+from dslib.evaluating import predict, top1
 from dslib.finetuning import check_teacher, distillation
-from dslib.training import Train, lr_at, predict, top1, train
+from dslib.schedules import Train, lr_at
+from dslib.states import before_last
+from dslib.training import train
 
 QUICK = Train(epochs=3, lr=0.5, batch_size=32)
 
@@ -55,13 +58,15 @@ def test_batchnorm_may_keep_its_statistics(digits, frozen):
 def test_augmentation_may_be_left_out(digits, augment):
     seen = []
 
-    def note(image):
-        seen.append(1)
-        return image
+    def note(images, numbers):
+        assert numbers.shape[0] == len(images)
+        assert 0 <= numbers.min() <= numbers.max() < 1
+        seen.append(len(images))
+        return images
 
     data = replace(digits, train=replace(digits.train, augment=note))
     train(Tiny(), data, cross_entropy, replace(QUICK, epochs=1, augment=augment))
-    assert len(seen) == (192 if augment else 0)
+    assert sum(seen) == (192 if augment else 0)
 
 
 def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
@@ -114,25 +119,32 @@ def test_alpha_weighs_the_teacher_against_the_labels(digits, monkeypatch, alpha,
     assert not torch.equal(a, other)  # the teacher matters in both
 
 
-def test_a_damaged_or_foreign_checkpoint_starts_the_stage_again(digits, tmp_path, capsys):
-    path = tmp_path / "x.safetensors"
-    train(Tiny(), digits, cross_entropy, QUICK, checkpoint=path)
+def test_a_damaged_state_is_passed_over_and_a_foreign_one_refused(digits, tmp_path, capsys):
+    path, start = tmp_path / "x.safetensors", Tiny()
+    expected = train(copy.deepcopy(start), digits, cross_entropy, QUICK)
+    train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-10])
-    assert len(train(Tiny(), digits, cross_entropy, QUICK, checkpoint=path)) == 3
-    assert "corrupt or truncated" in capsys.readouterr().out
-    model = Tiny()
-    start = copy.deepcopy(model)
-    train(model, digits, cross_entropy, QUICK, checkpoint=path)
-    for again, settings, about in (
-        (start, replace(QUICK, lr=0.1), ""),
-        (Tiny(), QUICK, ""),
-        (start, QUICK, "a teacher"),
+    again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    said = capsys.readouterr().out
+    assert "corrupt or truncated" in said
+    assert "the one before is used" in said
+    assert [row["loss"] for row in again] == [row["loss"] for row in expected]
+    for other, settings, about, found in (
+        (start, replace(QUICK, lr=0.1), "", "lr 0.5 there, 0.1 here"),
+        (Tiny(), QUICK, "", "another network"),
+        (start, QUICK, "a teacher", "another network, dataset, teacher or cost table"),
     ):
-        capsys.readouterr()
-        train(copy.deepcopy(again), digits, cross_entropy, settings, checkpoint=path, about=about)
-        assert "other settings, network or data" in capsys.readouterr().out
-        train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+        with pytest.raises(BadConfig, match=f"is of a training with other settings .*{found}"):
+            train(copy.deepcopy(other), digits, cross_entropy, settings, checkpoint=path, about=about)
+    free = replace(QUICK, workers=1, save_minutes=5)
+    assert len(train(copy.deepcopy(start), digits, cross_entropy, free, checkpoint=path)) == 3
+    for one in (path, before_last(path)):
+        one.write_bytes(b"nothing")
+    capsys.readouterr()
+    last = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    assert capsys.readouterr().out.count("warning") == 2
+    assert [row["loss"] for row in last] == [row["loss"] for row in expected]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(digits):

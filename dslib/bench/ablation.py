@@ -15,13 +15,13 @@ from torch import nn
 from ..datasets import load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadConfig, BadModel, nearest, require
+from ..evaluating import evaluate
 from ..finetuning import Finetune, finetune
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from ..rivals import PAPER_KEPT
 from ..shrinking import shrink
 from ..sites import find_sites
-from ..training import evaluate
 from .rows import Rows
 
 WAYS = {"plain": (False, False), "boundary": (True, False), "distilled": (True, True)}  # boundary ReLU6, teacher

@@ -11,6 +11,7 @@ from ..blocks import site_names
 from ..datasets import load_data
 from ..devices import this_machine
 from ..errors import require
+from ..evaluating import predict
 from ..graphs import removable_activations
 from ..merging import merge
 from ..models import load_model
@@ -18,7 +19,6 @@ from ..records import Record, commit
 from ..shrinking import shrink
 from ..sites import find_sites
 from ..tracing import trace
-from ..training import predict
 
 REMOVED = ("features.2", "features.7", "features.11")  # without finetuning, more leave logits that say nothing
 

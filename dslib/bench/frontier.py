@@ -13,12 +13,12 @@ from ..calibration import Calibrate, Images, calibrate, logits_of
 from ..datasets import Data, load_data
 from ..devices import this_machine
 from ..errors import BadModel, require
+from ..evaluating import evaluate
 from ..importance import agreement, rank
 from ..masks import Mask
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from ..sites import Sites, find_sites
-from ..training import evaluate
 
 
 def record_frontier(

@@ -17,6 +17,7 @@ from ..checkpoints import save_tensors
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, require
+from ..evaluating import evaluate
 from ..found import Found
 from ..importance import Importance, importance
 from ..masks import Plan
@@ -27,7 +28,6 @@ from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run, pretrain
 from ..sites import find_sites
 from ..splits import Split
-from ..training import evaluate
 from .judging import hold_back, judge, quiet, timed
 from .rows import Rows
 

@@ -14,6 +14,7 @@ from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data
 from ..errors import BadData, require
+from ..evaluating import evaluate
 from ..finetuning import Finetune, finetune
 from ..importance import loss_on
 from ..masks import Plan
@@ -22,7 +23,6 @@ from ..merging import merge
 from ..profiling import CostTable
 from ..shrinking import shrink
 from ..splits import Split
-from ..training import evaluate
 
 ROUNDS = 21  # of each timing
 

@@ -16,6 +16,7 @@ from ..calibration import Calibrate
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, require
+from ..evaluating import evaluate
 from ..found import Found
 from ..importance import rank
 from ..masks import Plan
@@ -27,7 +28,6 @@ from ..rivals import RIVALS, masks_of, within
 from ..running import CALIBRATED, Run
 from ..searching import search
 from ..sites import Sites, find_sites
-from ..training import evaluate
 from .judging import judge, quiet, timed
 from .rows import Rows
 

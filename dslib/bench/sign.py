@@ -15,14 +15,15 @@ from ..calibration import calibrate
 from ..datasets import load_data
 from ..devices import this_machine
 from ..errors import require
+from ..evaluating import evaluate
 from ..found import Found
 from ..models import load_model
 from ..profiling import CostTable, profile
 from ..records import Record, as_options, as_words, commit
 from ..running import Run, pretrain
+from ..schedules import Train
 from ..searching import search
 from ..sites import find_sites
-from ..training import Train, evaluate
 from .judging import quiet
 from .rows import Rows
 

@@ -10,6 +10,7 @@ from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import load_data
 from ..devices import this_machine
+from ..evaluating import evaluate
 from ..importance import rank
 from ..measuring import measure
 from ..models import load_model
@@ -17,7 +18,6 @@ from ..planning import for_speedup
 from ..profiling import profile
 from ..records import Record, as_words, commit
 from ..sites import find_sites
-from ..training import evaluate
 
 
 def record_speedup(

@@ -15,6 +15,7 @@ from ..calibration import Calibrate, calibrate
 from ..datasets import Data, load_data
 from ..devices import this_machine
 from ..errors import require
+from ..evaluating import evaluate
 from ..finetuning import Finetune, finetune
 from ..importance import rank
 from ..masks import Mask
@@ -22,13 +23,12 @@ from ..models import load_model
 from ..records import Record, as_words, commit
 from ..shrinking import fade
 from ..sites import find_sites
-from ..training import evaluate
 from .ingredients import GIVEN
 from .judging import hold_back
 from .rows import Rows
 
 STARTS = ("fading", "calibrated")
-RECIPES: dict[str, dict[str, bool]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
+RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 PROBE = 8  # batches that are timed to know how many fit
 
 

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from ..blocks import in_channels
 from ..devices import pick_device, this_machine
 from ..errors import BadRecord, DslibError, require
+from ..evaluating import recalibrate_batchnorm
 from ..measuring import Timing, count_macs, count_parameters, measure, working_memory_mib
 from ..records import Record, as_words, commit
 from ..roofline import Peaks, find_peaks, utilisation
 from ..runtimes import dtype_for
-from ..training import recalibrate_batchnorm
 from .rows import Rows
 
 if TYPE_CHECKING:

@@ -1,0 +1,161 @@
+"""The images of a training: which one every process sees in every step, augmented, on its device."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from . import processes
+from .augmenting import chance_of, draws, erased, mixed, rand_augment
+from .datasets import Data
+from .errors import BadConfig, BadData, require
+from .schedules import Train
+from .splits import Batch, FolderSplit, Split, check_batch_size, normalise
+
+if TYPE_CHECKING:
+    from torchvision.datasets import ImageFolder
+
+
+class Feed:
+    """Batches of a training split, as a function of seed, epoch and step only.
+
+    A step's images are cut into micro-batches, those of the first round for the processes in order, then those of
+    the second: two processes see what one sees that accumulates two.
+
+    Args:
+        data: its training split is fed.
+        config: of the training.
+        device: to put the batches on; a split in memory moves there as a whole where a GPU has room for it.
+    Raises:
+        BadConfig: if the batch cannot be cut evenly, or is larger than the split.
+    """
+
+    def __init__(self, data: Data, config: Train, device: torch.device) -> None:
+        rounds = config.accumulate * processes.count()
+        require(config.batch_size % rounds == 0 and config.batch_size // rounds >= 2,
+                f"batch_size {config.batch_size}: expected two images or more for each of {config.accumulate} "
+                f"micro-batches in {processes.count()} processes, all alike: give a multiple of {rounds}",
+                BadConfig)  # fmt: skip
+        check_batch_size(config.batch_size, data.train)
+        self.split, self.classes, self.config, self.device = data.train, len(data.classes), config, device
+        self.steps, self._micro = len(data.train) // config.batch_size, config.batch_size // rounds
+        self._images = _resident(data.train, device) if isinstance(data.train, Split) else None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """Each step's micro-batches of this process, from step `start` on: images (b, 3, H, W), labels (b,)."""
+        generator = torch.Generator().manual_seed(self.config.seed * 100_003 + epoch)
+        order = torch.randperm(len(self.split), generator=generator)[: self.steps * self.config.batch_size]
+        mine = order.reshape(self.steps, self.config.accumulate, processes.count(), self._micro)[:, :, processes.rank()]
+        pieces = mine[start:].reshape(-1, self._micro)
+        loaded = self._from_memory(epoch, pieces) if self._images is not None else self._from_disk(epoch, pieces)
+        micros: list[Batch] = []
+        for chosen, (images, labels) in zip(pieces, loaded, strict=True):
+            micros.append(self._finished(epoch, chosen, images, labels))
+            if len(micros) == self.config.accumulate:
+                yield micros
+                micros = []
+
+    def _from_memory(self, epoch: int, pieces: Tensor) -> Iterator[Batch]:
+        assert isinstance(self.split, Split)
+        assert self._images is not None
+        augmented = self.config.augment
+        policy = rand_augment(self.config.rand_augment) if augmented and self.config.rand_augment else None
+        for chosen in pieces:
+            images = self._images[chosen.to(self._images.device)]
+            if augmented and self.split.augment is not None:
+                numbers = draws(self.config.seed, epoch, chosen).to(images.device, non_blocking=True)
+                images = self.split.augment(images, numbers)
+            if policy is not None:
+                images = _one_by_one(images, policy, self.config.seed, epoch, chosen)
+            yield images, self.split.labels[chosen]
+
+    def _from_disk(self, epoch: int, pieces: Tensor) -> Iterator[Batch]:
+        split, config = self.split, self.config
+        assert isinstance(split, FolderSplit)
+        policy = rand_augment(config.rand_augment) if config.augment and config.rand_augment else None
+        files = _Files(split.folder, split.augment if config.augment else split.resize, policy, config.seed, epoch)
+        workers = split.workers if config.workers is None else config.workers
+        if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
+            workers = 0
+        loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=_deaf,
+                            collate_fn=_collated, pin_memory=self.device.type == "cuda")  # fmt: skip
+        for found in loader:
+            if isinstance(found, str):
+                raise BadData(found)
+            yield found
+
+    def _finished(self, epoch: int, chosen: Tensor, images: Tensor, labels: Tensor) -> Batch:
+        """On the device, normalised, erased, mixed."""
+        config = self.config
+        images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
+        images = normalise(images)
+        if config.augment and config.erase:
+            numbers = draws(config.seed, epoch, chosen)[:, 5:].to(self.device, non_blocking=True)
+            images = erased(images, numbers, config.erase)
+        if config.augment and config.mixup:
+            seed = int(draws(config.seed + 1, epoch, chosen[:1], 1)[0, 0] * 2**24)
+            return mixed(images, labels, self.classes, config.mixup, seed)
+        return images, labels
+
+
+def _resident(split: Split, device: torch.device) -> Tensor:
+    """The split's images, on the GPU if they take less than a quarter of what is free there."""
+    if device.type != "cuda" or split.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
+        return split.images
+    return split.images.to(device)
+
+
+def _one_by_one(images: Tensor, policy: Any, seed: int, epoch: int, chosen: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+    done = []
+    for image, index in zip(images.round().byte().cpu(), chosen.tolist(), strict=True):
+        with chance_of(seed, epoch, index):
+            done.append(pil_to_tensor(policy(to_pil_image(image))))
+    return torch.stack(done)
+
+
+@dataclass
+class _Files(Dataset[Any]):
+    """Images of a folder, cropped and augmented each by its own chance; what cannot be read is a text that says so."""
+
+    folder: ImageFolder
+    crop: Any
+    policy: Any
+    seed: int
+    epoch: int
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+        path, label = self.folder.samples[index]
+        try:
+            image = self.folder.loader(path)
+        except BadData as error:  # raised in a worker, it would come with pages of traceback
+            return str(error)
+        with chance_of(self.seed, self.epoch, index):
+            cropped = self.crop(pil_to_tensor(image))
+            if self.policy is not None:
+                cropped = pil_to_tensor(self.policy(to_pil_image(cropped)))
+            return cropped, label
+
+
+def _deaf(_: int) -> None:
+    """Let a worker leave signals to the training, which saves its state and then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _collated(found: list[Any]) -> Any:
+    broken = next((one for one in found if isinstance(one, str)), None)
+    if broken is not None:
+        return broken
+    images, labels = zip(*found, strict=True)
+    return torch.stack(images), torch.tensor(labels)

@@ -1,0 +1,107 @@
+"""The state of a training on disk: whole, checked, the one before it kept; and one run at a time in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from . import processes
+from .checkpoints import load_tensors, save_tensors
+from .errors import BadConfig, BadRecord
+
+Tensors = dict[str, Tensor]
+
+
+def before_last(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
+def save_state(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
+    """Write a state under `path`; the one that stood there is kept as `before_last`.
+
+    Killed at any moment, or stopped by a full disk, at least one whole state stands.
+    """
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    save_tensors(new, tensors, meta)
+    if path.exists():
+        path.replace(before_last(path))
+    new.replace(path)
+
+
+def load_state(path: Path, check: Callable[[Tensors, dict[str, Any]], None]) -> tuple[Tensors, dict[str, Any]] | None:
+    """Tensors and meta of the newest whole state; None if there is none.
+
+    A state that is damaged, or that `check` refuses with `BadRecord`, is named in one line and the one before it used.
+
+    Args:
+        path: as given to `save_state`.
+        check: looks at tensors and meta.
+    Raises:
+        BadConfig: if a state cannot be read just now: it may be whole.
+    """
+    found = [one for one in (path, before_last(path)) if _readable(one)]
+    for one in found:
+        try:
+            tensors, meta = load_tensors(one)
+            check(tensors, meta)
+            return tensors, meta
+        except BadRecord as error:
+            rest = "the one before is used" if one != found[-1] else "this stage starts again"
+            print(f"warning: {error}; {rest}")
+    return None
+
+
+def remove_state(path: Path) -> None:
+    """Take away all states of a training that ended."""
+    for one in (path, before_last(path), path.with_name(f"{path.stem}.new{path.suffix}")):
+        one.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Nobody else writes what stands at `path` (a folder, or a file's name) within the block.
+
+    The claim ends with the process, however that ends; its file stays. Of a job of several the first process claims.
+
+    Raises:
+        BadConfig: if another process has it.
+    """
+    if processes.rank():
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    folder = path if path.is_dir() or not path.suffix else path.parent
+    name = ".lock" if folder == path else f".{path.stem}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / name)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BadConfig(f"{path} is being written by another run: wait for it, or choose another --out") from error
+    except OSError as error:
+        raise BadConfig(f"cannot write {path}: {error.strerror or error}: choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _readable(path: Path) -> bool:
+    """Whether a file stands there and can be opened and read."""
+    try:
+        with path.open("rb") as file:
+            os.fstat(file.fileno())
+            file.read(1)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read ({error.strerror or error}): mend that, or remove it to start this "
+                        "stage again") from error  # fmt: skip
