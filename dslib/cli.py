@@ -8,13 +8,16 @@ from typing import Any
 
 import click
 
+from . import processes
 from .cli_bench import bench
 from .cli_calibrate import calibrate_command
 from .cli_options import (
     data_options,
     device_option,
     image_size_option,
+    log_options,
     network_options,
+    of_recipe,
     parse_options,
     runtime_option,
     settings,
@@ -22,11 +25,13 @@ from .cli_options import (
     trained_network,
 )
 from .cli_plan import importance_command, plan_command
-from .cli_run import run_command
-from .errors import BadConfig, BadModel, DslibError
+from .cli_run import eval_command, run_command
+from .errors import BadConfig, DslibError, first_line
 from .finetuning import Finetune
 from .runtimes import PRECISIONS
 from .searching import Search
+from .states import claimed, remove_state
+from .watching import Log
 
 
 def main() -> None:
@@ -42,6 +47,11 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
+    except RuntimeError as error:
+        if not processes.lost_another(error):
+            raise
+        _fail(f"another process of this job ended ({first_line(error)[:100]}): see what it said; the same command "
+              "goes on from the last state")  # fmt: skip
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted: what was finished is kept; the same command goes on from there")
 
@@ -55,6 +65,7 @@ def app() -> None:
 app.add_command(bench)
 app.add_command(calibrate_command)
 app.add_command(run_command)
+app.add_command(eval_command)
 app.add_command(importance_command)
 app.add_command(plan_command)
 
@@ -114,11 +125,12 @@ def profile_command(
 @data_options
 @settings(Search)
 @single_option
+@log_options
 @click.option("--cost", type=Path, help="Cost table from `dslib profile --out`; needed for --latency-weight.")
 @click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
 def search_command(
     model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, single: bool, cost: Path | None, out: Path, **given: Any,
+    device: str, single: bool, cost: Path | None, log_folder: Path | None, tensorboard: bool, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
@@ -126,11 +138,13 @@ def search_command(
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     costs = dslib.CostTable.load(cost) if cost else None
     sites = dslib.find_sites(network, loaded.image_size, single)
-    found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out))
-    found.save(out)
-    _partial(out).unlink(missing_ok=True)
-    click.echo(found.frame.to_string())
-    click.echo(repr(found.mask(given["k"])))
+    log = Log(log_folder, tensorboard, click.echo)
+    with claimed(out):
+        found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out), log)
+        processes.agreed(lambda: found.save(out))
+        processes.agreed(lambda: remove_state(_partial(out)))
+    log.say(f"{found.frame.to_string()}\n{found.mask(given['k'])!r}")
+    processes.finish()
 
 
 @app.command("shrink")
@@ -163,32 +177,33 @@ def shrink_command(
 @click.argument("recipe", type=Path)
 @data_options
 @settings(Finetune)
+@log_options
 @click.option("--teacher", type=Path, help="Recipe of the unshrunk network.")
 @click.option("--teacher-weights", help="Or its weights: default, or a file.")
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
 def finetune_command(
     recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, teacher: Path | None,
-    teacher_weights: str | None, out: Path, **given: Any,
+    teacher_weights: str | None, log_folder: Path | None, tensorboard: bool, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
-    import dslib
-    from dslib.devices import pick_device
+    import torch
 
-    small, found = dslib.load(recipe)
-    loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
-    if loaded.classes != found.classes:
-        first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
-        raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
-                       f"({second}, ...): give the data that it was made for")  # fmt: skip
-    where, guide = pick_device(device), None
+    import dslib
+
+    small, loaded, where, found = of_recipe(recipe, data, image_size, skip_corrupt, device)
+    guide = None
     if teacher is not None:
-        guide = dslib.load(teacher)[0].to(where)
+        guide = dslib.load(teacher)[0]
     elif teacher_weights is not None:
-        guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model.to(where)
-    done = dslib.finetune(small.to(where), loaded, guide, dslib.Finetune(**given), _partial(out))
-    dslib.save(out, done.model, found)
-    _partial(out).unlink(missing_ok=True)
-    click.echo(f"accuracy {dslib.evaluate(done.model, loaded.val):.2%}; written: {out}")
+        guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model
+    log, form = Log(log_folder, tensorboard, click.echo), {"memory_format": torch.channels_last}
+    with claimed(out):
+        guide = guide if guide is None else guide.to(where, **form)
+        done = dslib.finetune(small.to(where, **form), loaded, guide, dslib.Finetune(**given), _partial(out), log)
+        processes.agreed(lambda: dslib.save(out, done.model, found))
+        processes.agreed(lambda: remove_state(_partial(out)))
+    log.say(f"accuracy {dslib.evaluate(done.model, loaded.val):.2%}; written: {out}")
+    processes.finish()
 
 
 @app.command("merge")

@@ -74,6 +74,11 @@ single_option = click.option("--single/--no-single", help="Activations outside b
 runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
 # where no data says it
 image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
+tensorboard_option = click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
+log_options = all_of(
+    click.option("--log", "log_folder", type=Path, help="Folder for a .csv of the training, one row an epoch."),
+    tensorboard_option,
+)
 out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")
 resumed_option = click.option("--out", type=Path, help="Record (JSON) to keep each row in; begun again, it goes on.")
 data_options = all_of(
@@ -109,16 +114,38 @@ def trained_network(
     device: str,
 ) -> tuple[Any, Any]:
     """The network and the data; a head that was never trained for the data's classes is refused."""
+    import torch
+
     import dslib
+    from dslib import processes
     from dslib.devices import pick_device
 
     loaded = dslib.load_data(data, image_size, skip_corrupt)
+    where = processes.start(pick_device(device))
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
         raise BadModel(f"{model} with weights {weights!r} is not trained for the "
                        f"{len(loaded.classes)} classes of {data}: "
                        "give weights that are, or let `dslib run` train it first")  # fmt: skip
-    return network.to(pick_device(device)), loaded
+    return network.to(where, memory_format=torch.channels_last), loaded
+
+
+def of_recipe(
+    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str
+) -> tuple[Any, Any, Any, Any]:
+    """A recipe's network, the data, the device, and the recipe; data of other classes are refused."""
+    import dslib
+    from dslib import processes
+    from dslib.devices import pick_device
+
+    where = processes.start(pick_device(device))
+    network, found = dslib.load(recipe)
+    loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
+    if loaded.classes != found.classes:
+        first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
+        raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
+                       f"({second}, ...): give the data that it was made for")  # fmt: skip
+    return network, loaded, where, found
 
 
 def write_record(record: Record, out: Path | None) -> None:

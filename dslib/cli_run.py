@@ -8,11 +8,14 @@ from typing import Any
 
 import click
 
-from .cli_options import data_options, network_options, parse_options, settings
+from .cli_options import data_options, network_options, of_recipe, parse_options, settings, tensorboard_option
+from .errors import BadConfig, require
 from .finetuning import Finetune
+from .records import as_options, read_json
 from .running import CALIBRATED, FADING, Run
 from .schedules import Train
 from .searching import Search
+from .watching import Log
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
 STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}
@@ -25,6 +28,22 @@ HEADS = {
 }
 
 
+def _from_file(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Take a run's settings for the command's defaults."""
+    if path is None:
+        return
+    found = read_json(path)
+    flat = {key: value for key, value in found.items() if key not in (*STAGES, "options")}
+    flat["options"] = as_options(found.get("options"))
+    for stage in STAGES:
+        flat |= {f"{stage}_{key}": value for key, value in (found.get(stage) or {}).items() if key not in OWN}
+    known = {parameter.name for parameter in context.command.params}
+    unknown = sorted(flat.keys() - known)
+    if unknown:
+        raise BadConfig(f"{path}: unknown settings {', '.join(unknown)}; expected a run's config.json")
+    context.default_map = {key: value for key, value in flat.items() if value is not None}
+
+
 @click.command("run")
 @network_options("default")
 @data_options
@@ -32,13 +51,21 @@ HEADS = {
 @settings(Train, "pretrain-", OWN, Run.pretrain)
 @settings(Search, "search-", OWN, Run.search)
 @settings(Finetune, "finetune-", OWN, FADING)
-@click.option("--out", type=Path, required=True, help="Folder for everything that the run makes.")
-def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **given: Any) -> None:
+@click.option("--config", type=Path, callback=_from_file, is_eager=True, expose_value=False,
+              help="A run's config.json, whose settings are taken where none is given here.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Try a few steps of each training and tell what the run would take.")
+@tensorboard_option
+@click.option("--out", type=Path, help="Folder for everything that the run makes.")
+def run_command(
+    out: Path | None, options: tuple[str, ...], boundary: str | None, dry_run: bool, tensorboard: bool, **given: Any
+) -> None:
     """All three stages: search, finetune, merge, and a table of what was gained. Run again to go on.
 
     With --calibrate the finetuning is gentle by default: few epochs, a small rate, no augmentation, BatchNorm frozen.
+    Started by torchrun or accelerate launch, all processes train together.
     """
     import dslib
+    from dslib import processes
 
     if given["calibrate"]:
         source = click.get_current_context().get_parameter_source
@@ -52,9 +79,38 @@ def run_command(out: Path, options: tuple[str, ...], boundary: str | None, **giv
     }
     boundary = None if boundary in (None, "none") else boundary
     config = dslib.Run(options=parse_options(options), boundary=boundary, **stages, **given)
-    record = dslib.run(config, out, click.echo)
-    click.echo(table(record.values))
-    click.echo(f"written: {out}")
+    say = Log(echo=click.echo).say
+    if dry_run:
+        from dslib.trial import trial
+
+        say(trial(config).to_string(float_format="{:.3g}".format))
+        return
+    require(out is not None, "--out: expected a folder for what the run makes; found none")
+    assert out is not None
+    record = dslib.run(config, out, click.echo, tensorboard)
+    say(table(record.values))
+    say(f"written: {out}")
+    processes.finish()
+
+
+@click.command("eval")
+@click.argument("recipe", type=Path)
+@data_options
+@click.option("--batch-size", default=64, show_default=True)
+def eval_command(
+    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, batch_size: int
+) -> None:
+    """Accuracy of a network (RECIPE, from any other command) on a dataset's validation split."""
+    import dslib
+    from dslib import processes
+
+    network, loaded, where = of_recipe(recipe, data, image_size, skip_corrupt, device)[:3]
+    logits = dslib.evaluating.predict(network.to(where), loaded.val, batch_size)
+    accuracy = dslib.evaluating.top1(logits, loaded.val)
+    loss = dslib.evaluating.loss_of(logits, loaded.val)
+    Log(echo=click.echo).say(f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(loaded.val)} images of "
+                             f"{loaded.image_size} px")  # fmt: skip
+    processes.finish()
 
 
 def table(values: dict[str, Any]) -> str:

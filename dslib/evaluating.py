@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -49,6 +50,11 @@ def evaluate(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64)
 def top1(logits: Tensor, split: Split | FolderSplit) -> float:
     """Top-1 accuracy of logits (N, classes) over a split of N images, 0 to 1."""
     return (logits.argmax(1) == labels_of(split)).float().mean().item()
+
+
+def loss_of(logits: Tensor, split: Split | FolderSplit) -> float:
+    """Mean cross-entropy (nats) of logits (N, classes) over a split of N images."""
+    return F.cross_entropy(logits, labels_of(split)).item()
 
 
 def labels_of(split: Split | FolderSplit) -> Tensor:

@@ -77,7 +77,8 @@ def finetune(
     config = config or Finetune()
     student = copy.deepcopy(small)
     if teacher is not None:
-        check_teacher(teacher, data)
+        if log is None or log.steps is None:  # a trial may have an untrained one
+            check_teacher(teacher, data)
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def train(
     if checkpoint is not None:
         snapshots = Snapshots(checkpoint, model, optimizer, average, engine.scaler, data, config, about)
         place = snapshots.resume()
-    steps, seconds = feed.steps * config.epochs, []
+    steps, ended = feed.steps * config.epochs, [time.perf_counter()]
     pulse = Pulse(title, config.lr, device, gradients=engine.scaler is None)
 
     def step(micros: list[Batch]) -> None:
@@ -114,12 +114,12 @@ def train(
             _train_mode(model, config)
             stopping.stepping = True
             for micros in meter.waiting(feed.epoch(place.epoch, place.step)):
-                step_began = time.perf_counter()
                 step(micros)
                 meter.step(config.batch_size)
-                seconds.append(time.perf_counter() - step_began)
-                if log.steps is not None and len(seconds) >= log.steps:
-                    raise Enough(seconds, steps)
+                if log.steps is not None:
+                    ended.append(time.perf_counter())
+                    if len(ended) > log.steps:
+                        raise Enough(ended, steps)
                 if pulse.stop or pulse.save:
                     save()
                     saved, pulse.save = time.monotonic(), False

@@ -46,11 +46,11 @@ class Log:
 
 
 class Enough(Exception):
-    """A trial's outcome: seconds of each step, and how many the whole training would have."""
+    """A trial's outcome: when it began and each step ended (s), and how many steps the whole training would have."""
 
-    def __init__(self, seconds: list[float], steps: int) -> None:
-        super().__init__(f"{len(seconds)} of {steps} steps")
-        self.seconds, self.steps = seconds, steps
+    def __init__(self, ended: list[float], steps: int) -> None:
+        super().__init__(f"{len(ended) - 1} of {steps} steps")
+        self.ended, self.steps = ended, steps
 
 
 class Stopping:

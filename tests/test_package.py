@@ -70,6 +70,7 @@ LAYERS = [
     "comparing",
     "stages",
     "running",
+    "trial",
     "plots",
     "speed_plots",
     "search_plots",

@@ -1,0 +1,102 @@
+"""A dry run: what a run would take, from a few real steps of each of its trainings; nothing is written."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import processes
+from .datasets import Data, load_data
+from .devices import peak_memory_gib, pick_device, tune_allocator
+from .evaluating import evaluate
+from .finetuning import finetune
+from .found import Found
+from .models import load_model
+from .recipes import activation
+from .running import Run, pretrain
+from .schedules import Train
+from .searching import search
+from .shrinking import fade, shrink
+from .sites import find_sites
+from .watching import Enough, Log
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEPS, IMAGES = 6, 128  # real steps of each training; images of the evaluation that is timed
+
+
+def trial(config: Run) -> pd.DataFrame:
+    """One row a training of the run: its steps, and how long it and its evaluations will take on this machine.
+
+    Columns: images (of a step, as shape), steps, s/step (median of the later steps, the loader's time included),
+    images/s, s/evaluation, hours, GPU-hours (on a GPU, of all processes), GiB (the largest memory so far: of the GPU,
+    or of this process). A ranking and calibrations (`calibrate`) are not trainings and not in the table.
+
+    Raises:
+        DslibError: what the run would raise before it trains.
+    """
+    device = processes.start(pick_device(config.device))
+    tune_allocator()
+    data = load_data(config.data, config.image_size, config.skip_corrupt)
+    loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
+    model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sites = find_sites(model, data.image_size, config.single)
+    sites.check_k(config.k)
+    mask = Found(dict.fromkeys(sites.mergeable, 1.0), sites.always_kept, sites.names).mask(config.k)
+    took = _evaluation(model, data)
+    rows: dict[str, Any] = {}
+
+    def tried(name: str, stage: Train, evaluations: int, work: Callable[[Log], object]) -> None:
+        steps = min(STEPS, stage.epochs * (len(data.train) // stage.batch_size))
+        try:
+            if steps:
+                work(Log(steps=steps))
+        except Enough as trial:
+            rows[name] = _row(stage, data, trial, evaluations * took, took, device)
+
+    if not loaded.trained:
+        head_only = config.weights != "none"
+        tried("original", config.pretrain, config.pretrain.epochs,
+              lambda log: pretrain(model, data, config, head_only, log=log))  # fmt: skip
+        model.requires_grad_(True)
+    if not config.calibrate:
+        costs = dict.fromkeys(sites.mergeable, 1.0)
+        tried("search", config.search, 0, lambda log: search(model, data, sites, costs, config.search, log=log))
+    make = shrink if config.calibrate else fade
+    small = make(model, mask, activation(config.boundary), data.image_size)
+    assert config.finetune is not None
+    stage = config.finetune
+    tried("finetune", stage, stage.epochs, lambda log: finetune(small, data, model, stage, log=log))
+    import pandas as pd
+
+    return pd.DataFrame(rows).T
+
+
+def _row(
+    config: Train, data: Data, trial: Enough, evaluations: float, took: float, device: torch.device
+) -> dict[str, Any]:
+    """A training's row; `evaluations` is the time (s) of all its evaluations, `took` of one."""
+    between = [after - before for before, after in zip(trial.ended, trial.ended[1:], strict=False)]
+    step = statistics.median(between[len(between) // 2 :])
+    hours = (trial.steps * step + evaluations) / 3600
+    gpu = device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
+    return {
+        "images": f"{config.batch_size} x 3 x {data.image_size} x {data.image_size}", "steps": trial.steps,
+        "s/step": step, "images/s": config.batch_size / step, "s/evaluation": took, "hours": hours,
+        "GPU-hours": hours * processes.started() if gpu else "", "GiB": memory,
+    }  # fmt: skip
+
+
+def _evaluation(model: torch.nn.Module, data: Data) -> float:
+    """Seconds that an evaluation takes, from some images."""
+    part = data.val.first(IMAGES)
+    evaluate(model, part)
+    began = time.perf_counter()
+    evaluate(model, part)
+    return (time.perf_counter() - began) * len(data.val) / len(part)
