@@ -127,7 +127,7 @@ def trained_network(
         raise BadModel(f"{model} with weights {weights!r} is not trained for the "
                        f"{len(loaded.classes)} classes of {data}: "
                        "give weights that are, or let `dslib run` train it first")  # fmt: skip
-    return network.to(where, memory_format=torch.channels_last), loaded
+    return network.to(where, memory_format=torch.channels_last), loaded  # type: ignore[call-overload]
 
 
 def of_recipe(

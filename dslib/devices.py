@@ -66,6 +66,12 @@ def this_machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     return machine(device=str(device), threads=torch.get_num_threads(), allocator=tune_allocator(), **extra)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def peak_memory_gib() -> float | None:
     """Largest resident memory of this process so far; None where the system does not say (Windows)."""
     try:

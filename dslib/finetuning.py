@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +17,8 @@ from .checkpoints import digest
 from .datasets import Data
 from .errors import BadModel, require
 from .evaluating import evaluate
+from .graphs import BOUNDARY
+from .merging import shrunk_blocks
 from .schedules import Train
 from .shrinking import set_fade, settle
 from .snapshots import History
@@ -29,11 +34,14 @@ class Finetune(Train):
         alpha: weight of the teacher's soft labels against the true labels.
         temperature: of the softmax on both sides of the distillation.
         fade: share of the training over which the activations of a network from `fade` go out linearly.
+        features: weight of the distance between the shrunk blocks' maps and the teacher's, after the boundary
+            activation and relative to their variance; 0 is none.
     """
 
     alpha: float = 0.7
     temperature: float = 1.0
     fade: float = 0.5
+    features: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -41,6 +49,7 @@ class Finetune(Train):
         require(0 <= self.alpha <= 1, f"alpha: expected 0 to 1, found {self.alpha}")
         require(self.temperature > 0, f"temperature: expected more than 0, found {self.temperature}")
         require(0 < self.fade < 1, f"fade: expected between 0 and 1, found {self.fade}")
+        require(self.features >= 0, f"features: expected 0 or more, found {self.features}")
 
 
 class Finetuned(NamedTuple):
@@ -60,7 +69,8 @@ def finetune(
 ) -> Finetuned:
     """A finetuned copy of a shrunk network.
 
-    The loss is alpha * CE(teacher's softmax) + (1 - alpha) * CE(labels). Activations of a network from `fade` go
+    The loss is alpha * CE(teacher's softmax) + (1 - alpha) * CE(labels) + features * distance of maps.
+    Activations of a network from `fade` go
     out linearly over the first part of the training, and are out in what is returned.
 
     Args:
@@ -72,6 +82,7 @@ def finetune(
         log: where to tell how it goes.
     Raises:
         BadModel: if the teacher does no better than chance: its head was never trained for these classes.
+        BadConfig: for `features` without a teacher, or of a network without shrunk blocks.
     Source: Fu et al., ICML 2022, stage 2; self-distillation and its weights as in the released settings.
     """
     config = config or Finetune()
@@ -81,12 +92,23 @@ def finetune(
             check_teacher(teacher, data)
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
+    names = list(shrunk_blocks(student)) if config.features else []
+    require(not config.features or (teacher is not None and bool(names)),
+            "features: expected a teacher, and a network from shrink or fade")  # fmt: skip
+    own = Maps(student, names)
+    guide = Maps(teacher, names) if teacher is not None else own
+
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         logits = network(images)
         value = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
         if teacher is None:
             return value
-        return config.alpha * distillation(logits, teacher(images), config.temperature) + (1 - config.alpha) * value
+        with torch.no_grad():
+            target = teacher(images)
+        value = config.alpha * distillation(logits, target, config.temperature) + (1 - config.alpha) * value
+        if names:
+            value = value + config.features * feature_distance(student, own.last, guide.last)
+        return value
 
     def note(epoch: int) -> dict[str, Any]:
         return {"val_accuracy": evaluate(student, data.val)}
@@ -96,7 +118,44 @@ def finetune(
         about="" if teacher is None else digest(teacher.state_dict()),
         before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
     )  # fmt: skip
+    own.forget()
     return Finetuned(settle(student).eval(), history)
+
+
+class Maps:
+    """The last maps that some modules of a network gave.
+
+    Args:
+        model: the network.
+        names: of the modules.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        self.last: dict[str, Tensor] = {}
+        self._hooks = [model.get_submodule(n).register_forward_hook(partial(self._note, n)) for n in names]
+
+    def _note(self, name: str, module: nn.Module, given: object, output: Tensor) -> None:
+        self.last[name] = output
+
+    def forget(self) -> None:
+        """Look no more."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def feature_distance(student: nn.Module, own: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> Tensor:
+    """Mean over blocks of the squared distance between maps (N, C, H, W), relative to the target's variance, ().
+
+    A block that has a boundary activation puts the target through it too.
+    """
+    distances = []
+    for name, found in own.items():
+        wanted = target[name].detach()
+        block = student.get_submodule(name)
+        if BOUNDARY in dict(block.named_children()):
+            wanted = block.get_submodule(BOUNDARY)(wanted.clone())
+        distances.append(F.mse_loss(found, wanted) / wanted.var().clamp(min=1e-6))
+    return torch.stack(distances).mean()
 
 
 def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:

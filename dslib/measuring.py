@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .devices import Others, tune_allocator
+from .devices import Others, tune_allocator, wait_for
 from .errors import DslibError, first_line, require
 from .folding import fold
 from .runtimes import (
@@ -289,6 +289,5 @@ def _time_once(run: Run, device: torch.device, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         run()
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+    wait_for(device)
     return 1e3 * (time.perf_counter() - start) / repeats

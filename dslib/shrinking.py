@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -41,10 +42,24 @@ class Fade(nn.Module):
 
     def __init__(self, act: nn.Module, t: float) -> None:
         super().__init__()
-        self.act, self.t = not_inplace(act), t
+        self.act = not_inplace(act)
+        self.register_buffer("amount", torch.tensor(float(t)), persistent=False)
+        self._t = t
+
+    @property
+    def t(self) -> float:
+        """How far the activation is out."""
+        return self._t
+
+    @t.setter
+    def t(self, t: float) -> None:
+        self._t = t
+        self.get_buffer("amount").fill_(t)
 
     def forward(self, x: Tensor) -> Tensor:
         """The blend."""
+        if torch.compiler.is_compiling():  # a number in Python would be compiled anew with every step
+            return self.act(x).lerp(x, self.get_buffer("amount").to(x.dtype))
         if self.t >= 1:
             return x
         return self.act(x) if self.t <= 0 else self.act(x).lerp(x, self.t)

@@ -62,6 +62,7 @@ LAYERS = [
     "matching",
     "calibration",
     "finetuning",
+    "expanding",
     "importance",
     "planning",
     "rivals",
