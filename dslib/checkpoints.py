@@ -20,7 +20,8 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, A
     from safetensors.torch import save_file
 
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"dslib": json.dumps(meta or {}), "sha256": digest(plain)}
+    text = json.dumps(meta or {})
+    header = {"dslib": text, "sha256": digest(plain), "meta_sha256": hashlib.sha256(text.encode()).hexdigest()}
     with whole_file(path) as partial:
         try:
             save_file(plain, str(partial), metadata=header)
@@ -47,7 +48,17 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadRecord(f"{path} is corrupt or truncated ({error}): get it again") from error
     if "sha256" in header and header["sha256"] != digest(tensors):
         raise BadRecord(f"{path} does not match its checksum: it was changed or damaged; get it again")
-    return tensors, json.loads(header.get("dslib", "{}"))
+    return tensors, _meta(path, header)
+
+
+def _meta(path: Path | str, header: dict[str, str]) -> dict[str, Any]:
+    """What `save_tensors` was given beside the tensors; {} for a file that somebody else wrote."""
+    text = header.get("dslib", "{}")
+    whole = text == "{}" or header.get("meta_sha256") == hashlib.sha256(text.encode()).hexdigest()
+    found: Any = json.loads(text) if whole else None
+    if not isinstance(found, dict):
+        raise BadRecord(f"{path} does not match its checksum: it was changed or damaged; get it again")
+    return found
 
 
 def load_state_dict(path: Path | str) -> dict[str, Tensor]:

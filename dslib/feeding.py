@@ -85,7 +85,8 @@ class Feed:
         if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
             workers = 0
         loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=_deaf,
-                            collate_fn=_collated, pin_memory=self.device.type == "cuda")  # fmt: skip
+                            collate_fn=_collated, generator=torch.Generator(),
+                            pin_memory=self.device.type == "cuda")  # fmt: skip
         for found in loader:
             if isinstance(found, str):
                 raise BadData(found)

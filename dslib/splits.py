@@ -93,7 +93,8 @@ class FolderSplit:
 
 def _usual_workers() -> int:
     """One process a core to decode images, 16 at most, shared among the training processes of this machine."""
-    return max(1, min(os.cpu_count() or 1, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def normalise(images: Tensor) -> Tensor:
