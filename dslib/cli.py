@@ -47,13 +47,13 @@ def main() -> None:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted: what was finished is kept; the same command goes on from there")
     except RuntimeError as error:
         if not processes.lost_another(error):
             raise
         _fail(f"another process of this job ended ({first_line(error)[:100]}): see what it said; the same command "
               "goes on from the last state")  # fmt: skip
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: what was finished is kept; the same command goes on from there")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -130,7 +130,7 @@ def profile_command(
 @click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
 def search_command(
     model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, single: bool, cost: Path | None, log_folder: Path | None, tensorboard: bool, out: Path, **given: Any,
+    device: str, single: bool, cost: Path | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
@@ -138,7 +138,7 @@ def search_command(
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     costs = dslib.CostTable.load(cost) if cost else None
     sites = dslib.find_sites(network, loaded.image_size, single)
-    log = Log(log_folder, tensorboard, click.echo)
+    log = Log(curves, tensorboard, click.echo)
     with claimed(out):
         found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out), log)
         processes.agreed(lambda: found.save(out))
@@ -183,7 +183,7 @@ def shrink_command(
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
 def finetune_command(
     recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, teacher: Path | None,
-    teacher_weights: str | None, log_folder: Path | None, tensorboard: bool, out: Path, **given: Any,
+    teacher_weights: str | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
     import torch
@@ -196,7 +196,7 @@ def finetune_command(
         guide = dslib.load(teacher)[0]
     elif teacher_weights is not None:
         guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model
-    log, form = Log(log_folder, tensorboard, click.echo), {"memory_format": torch.channels_last}
+    log, form = Log(curves, tensorboard, click.echo), {"memory_format": torch.channels_last}
     with claimed(out):
         guide = guide if guide is None else guide.to(where, **form)
         done = dslib.finetune(small.to(where, **form), loaded, guide, dslib.Finetune(**given), _partial(out), log)

@@ -76,7 +76,7 @@ runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), de
 image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
 tensorboard_option = click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
 log_options = all_of(
-    click.option("--log", "log_folder", type=Path, help="Folder for a .csv of the training, one row an epoch."),
+    click.option("--curves", "curves", type=Path, help="Folder for a .csv of the training, one row an epoch."),
     tensorboard_option,
 )
 out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")

@@ -22,6 +22,7 @@ from .schedules import Train
 from .searching import search
 from .shrinking import fade, shrink
 from .sites import find_sites
+from .splits import check_batch_size
 from .watching import Enough, Log
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def trial(config: Run) -> pd.DataFrame:
     rows: dict[str, Any] = {}
 
     def tried(name: str, stage: Train, evaluations: int, work: Callable[[Log], object]) -> None:
+        check_batch_size(stage.batch_size, data.train)
         steps = min(STEPS, stage.epochs * (len(data.train) // stage.batch_size))
         try:
             if steps:

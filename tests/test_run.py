@@ -9,7 +9,9 @@ import torch
 from conftest import MODEL, SHORT, call, start
 
 import dslib
+from dslib.checkpoints import load_tensors
 from dslib.running import CALIBRATED
+from dslib.states import claimed
 
 
 def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz, refused):
@@ -120,3 +122,42 @@ def test_a_records_command_repeats_the_run():
         "--finetune-epochs 3 --no-finetune-augment --out runs/x"
     )
     assert json.dumps(dataclasses.asdict(config))
+
+
+def test_a_runs_own_settings_repeat_it_and_a_dry_run_writes_nothing(tmp_path, npz, refused):
+    words = ("run", *MODEL, "--data", npz, "--k", "1", *SHORT, "--search-lr", "0.02", "--boundary", "ReLU6")
+    status, out, err = call(*words, "--dry-run", cwd=tmp_path)
+    assert status == 0, err
+    assert [line.split()[0] for line in out.splitlines()] == ["images", "original", "search", "finetune"]
+    assert "16 x 3 x 16 x 16" in out  # the pretraining's batch
+    assert {path.name for path in tmp_path.iterdir()} == {"easy.npz"}
+    assert "--out: expected a folder" in refused(*words)
+    assert call(*words, "--out", "r", "--tensorboard", cwd=tmp_path)[0] == 0
+    assert {"search.csv", "finetune.csv", "train_the_original.csv", "tensorboard"} <= {
+        path.name for path in (tmp_path / "r").iterdir()
+    }
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    status, out, err = call(
+        "run", "--config", "r/config.json", "--finetune-epochs", "1", "--out", "again", cwd=tmp_path
+    )
+    assert status == 0, err
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert again["finetune"].pop("epochs") == 1
+    assert config["finetune"].pop("epochs") == 2
+    assert again == config
+    first, second = (load_tensors(tmp_path / f / "original.safetensors")[0] for f in ("r", "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    status, out, err = call("eval", "r/merged.json", "--data", npz, cwd=tmp_path)
+    assert status == 0, err
+    record = dslib.records.Record.load(tmp_path / "r" / "record.json")
+    assert out.startswith(f"accuracy {record.values['networks']['merged']['accuracy']:.2%}, cross-entropy ")
+    (tmp_path / "odd.json").write_text(json.dumps(config | {"speed": 3}))
+    assert "odd.json: unknown settings speed" in refused("run", "--config", "odd.json", "--out", "x")
+    assert "no file none.json" in refused("run", "--config", "none.json", "--out", "x")
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, npz, refused):
+    with claimed(tmp_path / "r"):
+        line = refused("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *SHORT)
+    assert "r is being written by another run" in line
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {".lock"}

@@ -1,0 +1,97 @@
+"""Benchmarks of training: three accuracies, expanding, what a step costs, kills."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import dslib
+from dslib.bench import ablation, expand, kills, overhead
+from dslib.checkpoints import save_tensors
+from dslib.errors import BadConfig, DslibError
+from dslib.records import Record
+from dslib.running import Run, pretrain
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """Weights of a small MobileNetV2, trained for a moment on the digits."""
+    data = dslib.load_data("digits")
+    model = dslib.load_model("mobilenet_v2", data.classes, options={"width_mult": 0.1}).model
+    config = dslib.Train(epochs=4, lr=0.4, batch_size=64, warmup=1)
+    pretrain(model, data, Run("mobilenet_v2", "digits", 8, pretrain=config), head_only=False)
+    return save_tensors(tmp_path / "w.safetensors", model.state_dict())
+
+
+def test_three_accuracies_of_a_mask_resumable(tmp_path, teacher):
+    given = {"model": "mobilenet_v2", "weights": str(teacher), "options": {"width_mult": 0.1}, "data": "digits",
+             "epochs": 1, "device": "cpu", "out": tmp_path / "r.json"}  # fmt: skip
+    said = []
+    record = ablation.record_ablation("F", seeds=1, **given, echo=said.append)
+    rows = record.values["rows"]
+    assert [row.get("way") for row in rows] == ["original", "plain", "boundary", "distilled"]
+    plain, boundary, distilled = rows[1:]
+    assert plain["before"] != boundary["before"]
+    assert boundary["before"] == distilled["before"]
+    assert boundary["history"][0]["loss"] != distilled["history"][0]["loss"]
+    assert list(ablation.table(record)["count"]) == [1, 1, 1]
+    more = ablation.record_ablation("F", seeds=2, **given, echo=said.append)
+    assert more.values["rows"][:4] == rows
+    assert len(more.values["rows"]) == 7
+    assert Record.load(tmp_path / "r.json").values == more.values
+    with pytest.raises(BadConfig, match="other settings"):
+        ablation.record_ablation("A", seeds=1, **given)
+
+
+def test_a_mask_that_is_none_of_the_papers(tmp_path):
+    with pytest.raises(BadConfig, match="unknown mask 'G'"):
+        ablation.record_ablation("G")
+    path = save_tensors(tmp_path / "w.safetensors", dslib.load_model("resnet18", list("0123456789")).model.state_dict())
+    with pytest.raises(BadConfig, match="17 sites, found 8 in resnet18"):
+        ablation.record_ablation("A", model="resnet18", weights=str(path), data="digits")
+
+
+def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path):
+    given = {"model": "mobilenet_v2", "options": {"width_mult": 0.1}, "data": "digits", "epochs": 1, "lr": 0.4,
+             "batch_size": 64, "device": "cpu", "out": tmp_path / "e.json"}  # fmt: skip
+    record = expand.record_expand(seeds=1, **given, echo=lambda _: None)
+    timing, expanded, plain = record.values["rows"]
+    assert timing["slower"] > 1
+    assert (expanded["way"], expanded["epochs"]) == ("expanded", 1)
+    assert (plain["way"], plain["epochs"]) == ("as it is", round(timing["slower"]))
+    assert expanded["config"]["ratio"] == 2.0
+    more = expand.record_expand(seeds=2, **given, echo=lambda _: None)
+    assert more.values["rows"][:3] == record.values["rows"]
+    assert list(expand.table(more)["count"]) == [2, 2]
+
+
+def test_a_step_is_measured_against_a_bare_loop_in_turns():
+    record = overhead.record_overhead("conftest:Tiny", "digits", batch_size=16, rounds=5, device="cpu")
+    values = record.values
+    assert set(values["networks"]) == {"dslib", "bare"}
+    assert values["q25"] <= values["dslib_over_bare"] <= values["q75"]
+    with pytest.raises(BadConfig, match="expected 2000006 batches, found 1437 images"):
+        overhead.record_overhead("conftest:Tiny", "digits", rounds=2_000_000)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_in_each_training_ends_as_one_that_was_not():
+    record = kills.record_kills(2, seed=3)
+    assert record.values["bit_for_bit"]
+    assert (record.values["in_search"], record.values["in_finetuning"]) == (1, 1)
+
+
+def test_killed_weights_that_differ_are_an_error(monkeypatch):
+    monkeypatch.setattr(kills, "_to_the_end", lambda words: _made(Path(words[-1])))
+    monkeypatch.setattr(kills, "_kill_once", lambda *_: None)
+    with pytest.raises(DslibError, match="the weights differ from those of a run that was not killed"):
+        kills.record_kills(2)
+
+
+def _made(out):
+    """A run's folder, with weights of its own."""
+    out.mkdir(exist_ok=True)
+    for name in ("config.json", "original.json", "cost.json"):
+        (out / name).write_text("{}")
+    for name in ("original", "shrunk", "merged"):
+        save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), float(out.name == "whole"))})
