@@ -242,7 +242,7 @@ def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> An
 
 
 def _partial(out: Path) -> Path:
-    return out.with_suffix(".partial.safetensors")
+    return out.with_name(f"{out.name.removesuffix('.json')}.partial.safetensors")
 
 
 def _fail(message: str) -> None:

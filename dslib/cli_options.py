@@ -120,8 +120,8 @@ def trained_network(
     from dslib import processes
     from dslib.devices import pick_device
 
-    loaded = dslib.load_data(data, image_size, skip_corrupt)
     where = processes.start(pick_device(device))
+    loaded = processes.in_turns(lambda: dslib.load_data(data, image_size, skip_corrupt))
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
         raise BadModel(f"{model} with weights {weights!r} is not trained for the "
@@ -140,7 +140,7 @@ def of_recipe(
 
     where = processes.start(pick_device(device))
     network, found = dslib.load(recipe)
-    loaded = dslib.load_data(data, image_size or found.image_size, skip_corrupt)
+    loaded = processes.in_turns(lambda: dslib.load_data(data, image_size or found.image_size, skip_corrupt))
     if loaded.classes != found.classes:
         first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
         raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "

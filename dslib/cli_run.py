@@ -84,6 +84,7 @@ def run_command(
         from dslib.trial import trial
 
         say(trial(config).to_string(float_format="{:.3g}".format))
+        processes.finish()
         return
     require(out is not None, "--out: expected a folder for what the run makes; found none")
     assert out is not None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from . import processes
 from .errors import BadConfig, require
@@ -39,8 +40,9 @@ class Engine:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         settings: dict[str, Any] = {"devices": [device.index or 0] if device.type == "cuda" else 1}
         if processes.count() > 1:
-            nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
-            settings = {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": nodes, "strategy": DDPStrategy()}
+            nodes, local = (int(os.environ.get(f"{kind}_WORLD_SIZE", usual))
+                            for kind, usual in (("GROUP", 1), ("LOCAL", processes.count())))  # fmt: skip
+            settings = {"devices": local, "num_nodes": nodes, "strategy": DDPStrategy()}
         self._fabric = Fabric(accelerator=device.type, precision=PRECISIONS[precision], **settings)  # type: ignore[arg-type]
         self._fabric.launch()
         network: Any = torch.compile(model) if compiled else model
@@ -54,6 +56,17 @@ class Engine:
     def alone(self, enabled: bool) -> AbstractContextManager[Any]:
         """Gradients within the block stay this process's own: others of the same step follow."""
         return self._fabric.no_backward_sync(self.network, enabled=enabled and processes.count() > 1)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within the block all networks compute in the engine's precision, a teacher too."""
+        return self._fabric.autocast()
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's tensors, in place: each has statistics of its own images until then."""
+        if processes.count() > 1:
+            for tensor in tensors:
+                if tensor.is_floating_point():
+                    dist.broadcast(tensor, 0)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, averaged over processes."""
@@ -98,8 +111,8 @@ class Average:
     def inside(self) -> Iterator[None]:
         """The network holds the average within the block, and what it held after."""
         kept = {name: tensor.clone() for name, tensor in self._own.items()}
-        self.settle()
         try:
+            self.settle()
             yield
         finally:
             self._fill(kept)

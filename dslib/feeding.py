@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from .augmenting import chance_of, draws, erased, mixed, rand_augment
 from .datasets import Data
 from .errors import BadConfig, BadData, require
 from .schedules import Train
-from .splits import Batch, FolderSplit, Split, check_batch_size, normalise
+from .splits import Batch, FolderSplit, Split, check_batch_size, deaf, normalise
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -46,7 +45,7 @@ class Feed:
         check_batch_size(config.batch_size, data.train)
         self.split, self.classes, self.config, self.device = data.train, len(data.classes), config, device
         self.steps, self._micro = len(data.train) // config.batch_size, config.batch_size // rounds
-        self._images = _resident(data.train, device) if isinstance(data.train, Split) else None
+        self._images = resident(data.train, device) if isinstance(data.train, Split) else None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """Each step's micro-batches of this process, from step `start` on: images (b, 3, H, W), labels (b,)."""
@@ -62,19 +61,26 @@ class Feed:
                 yield micros
                 micros = []
 
+    @property
+    def remedy(self) -> str:
+        """What helps if a training waits for this."""
+        if self._images is None:
+            return "raise --workers (for dslib run --search-workers, --finetune-workers), or store the images smaller"
+        return "they are augmented one by one: leave --rand-augment out, or give it a folder of files and --workers"
+
     def _from_memory(self, epoch: int, pieces: Tensor) -> Iterator[Batch]:
         assert isinstance(self.split, Split)
         assert self._images is not None
-        augmented = self.config.augment
-        policy = rand_augment(self.config.rand_augment) if augmented and self.config.rand_augment else None
-        for chosen in pieces:
-            images = self._images[chosen.to(self._images.device)]
-            if augmented and self.split.augment is not None:
-                numbers = draws(self.config.seed, epoch, chosen).to(images.device, non_blocking=True)
-                images = self.split.augment(images, numbers)
+        config, labels = self.config, self.split.labels[pieces].to(self.device)
+        policy = rand_augment(config.rand_augment) if config.augment and config.rand_augment else None
+        places = pieces.to(self._images.device)
+        for chosen, place, label in zip(pieces, places, labels, strict=True):
+            images = sent(self._images[place], self.device)
+            if config.augment and self.split.augment is not None:
+                images = self.split.augment(images, sent(draws(config.seed, epoch, chosen), self.device))
             if policy is not None:
-                images = _one_by_one(images, policy, self.config.seed, epoch, chosen)
-            yield images, self.split.labels[chosen]
+                images = _one_by_one(images, policy, config.seed, epoch, chosen)
+            yield images, label
 
     def _from_disk(self, epoch: int, pieces: Tensor) -> Iterator[Batch]:
         split, config = self.split, self.config
@@ -84,7 +90,7 @@ class Feed:
         workers = split.workers if config.workers is None else config.workers
         if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
             workers = 0
-        loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=_deaf,
+        loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=deaf,
                             collate_fn=_collated, generator=torch.Generator(),
                             pin_memory=self.device.type == "cuda")  # fmt: skip
         for found in loader:
@@ -98,15 +104,21 @@ class Feed:
         images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
         images = normalise(images)
         if config.augment and config.erase:
-            numbers = draws(config.seed, epoch, chosen)[:, 5:].to(self.device, non_blocking=True)
-            images = erased(images, numbers, config.erase)
+            images = erased(images, sent(draws(config.seed, epoch, chosen)[:, 5:], self.device), config.erase)
         if config.augment and config.mixup:
             seed = int(draws(config.seed + 1, epoch, chosen[:1], 1)[0, 0] * 2**24)
             return mixed(images, labels, self.classes, config.mixup, seed)
         return images, labels
 
 
-def _resident(split: Split, device: torch.device) -> Tensor:
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU from pinned memory, or the copy would wait for all that the GPU still does."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def resident(split: Split, device: torch.device) -> Tensor:
     """The split's images, on the GPU if they take less than a quarter of what is free there."""
     if device.type != "cuda" or split.images.numel() > torch.cuda.mem_get_info(device)[0] / 4:
         return split.images
@@ -146,12 +158,6 @@ class _Files(Dataset[Any]):
             if self.policy is not None:
                 cropped = pil_to_tensor(self.policy(to_pil_image(cropped)))
             return cropped, label
-
-
-def _deaf(_: int) -> None:
-    """Let a worker leave signals to the training, which saves its state and then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _collated(found: list[Any]) -> Any:

@@ -104,7 +104,7 @@ def finetune(
         if teacher is None:
             return value
         with torch.no_grad():
-            target = teacher(images)
+            target = teacher(images).float()
         value = config.alpha * distillation(logits, target, config.temperature) + (1 - config.alpha) * value
         if names:
             value = value + config.features * feature_distance(student, own.last, guide.last)
@@ -154,7 +154,7 @@ def feature_distance(student: nn.Module, own: Mapping[str, Tensor], target: Mapp
         block = student.get_submodule(name)
         if BOUNDARY in dict(block.named_children()):
             wanted = block.get_submodule(BOUNDARY)(wanted.clone())
-        distances.append(F.mse_loss(found, wanted) / wanted.var().clamp(min=1e-6))
+        distances.append(F.mse_loss(found.float(), wanted.float()) / wanted.float().var().clamp(min=1e-6))
     return torch.stack(distances).mean()
 
 

@@ -86,6 +86,26 @@ def added(values: Tensor) -> Tensor:
     return values
 
 
+def wait() -> None:
+    """Until all processes are here."""
+    added(torch.zeros(1))
+
+
+def anywhere(wish: bool) -> bool:
+    """Whether any process wishes it; all learn the same."""
+    return bool(added(torch.tensor([float(wish)])) > 0)
+
+
+def in_turns(make: Callable[[], T]) -> T:
+    """What each process makes, the first of each machine before its others: what one downloads, they find."""
+    if count() == 1:
+        return make()
+    early = os.environ.get("LOCAL_RANK", str(rank())) == "0"
+    made = make() if early else None
+    wait()
+    return made if made is not None else make()
+
+
 def finish() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():

@@ -30,6 +30,7 @@ from .schedules import Train
 from .searching import Search, search
 from .shrinking import fade
 from .sites import find_sites
+from .snapshots import FREE
 from .stages import Stages
 from .states import claimed, remove_state
 from .training import train
@@ -109,7 +110,7 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print, tenso
     """
     out = Path(out)
     device = processes.start(pick_device(config.device))
-    with claimed(out):
+    with claimed(out, folder=True):
         return _run(config, out, device, Log(out, tensorboard, echo))
 
 
@@ -117,7 +118,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
     processes.agreed(lambda: _claim(out, config))
     tune_allocator()
     torch.manual_seed(config.seed)
-    data = load_data(config.data, config.image_size, config.skip_corrupt)
+    data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
     stage = Stages(out, log.say)
     model, recipe = stage.network("original", lambda: _original(config, data, device, out, log), together=True)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -223,10 +224,17 @@ def _claim(out: Path, config: Run) -> None:
     if others:
         found = records.read_json(path)
         measuring = {"rounds", "batch_size", "device"}  # what the stages' weights do not depend on
-        other = sorted(key for key in {*own, *found} - measuring if own.get(key) != found.get(key))
+        other = sorted(
+            key for key in {*own, *found} - measuring if _deciding(own.get(key)) != _deciding(found.get(key))
+        )
         require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
     else:
         records.write_json(path, own)
+
+
+def _deciding(value: Any) -> Any:
+    """A setting, without what may differ when a training is taken up."""
+    return {key: one for key, one in value.items() if key not in FREE} if isinstance(value, dict) else value
 
 
 def _command(config: Run) -> str:

@@ -33,7 +33,8 @@ class Train:
         precision: float32, or mixed with bfloat16 or (on a GPU) float16.
         compile: whether the network is compiled by torch.compile.
         ema: decay of the weights' moving average, which is evaluated and kept in their place; 0 is none.
-        workers: processes that decode images which are read from disk; default one a core, 16 at most.
+        workers: processes, of each that trains, that decode images which are read from disk; default its share of the
+            machine's cores, 16 at most.
         save_minutes: the state is saved this often, after every epoch, and when the training is interrupted.
         seed: of data order, augmentation and dropout.
     """
@@ -80,6 +81,7 @@ class Train:
         require(self.save_minutes > 0, f"save_minutes: expected more than 0, found {self.save_minutes}")
         for name in ("warmup", "weight_decay", "final_lr", "mixup"):
             require(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}")
+        require(self.seed >= 0, f"seed: expected 0 or more, found {self.seed}")
         require(self.workers is None or self.workers >= 0, f"workers: expected 0 or more, found {self.workers}")
 
 

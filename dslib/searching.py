@@ -206,6 +206,7 @@ def search(
         return value + config.latency_weight * latency_decay(gates.m, savings)
 
     def note(epoch: int) -> dict[str, Any]:
+        gates.keep(k_at(epoch / config.epochs, config, len(sites)) - fixed)
         return {"kept": list(gates.kept), "m": gates.m.tolist()}
 
     history = train(

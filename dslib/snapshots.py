@@ -85,7 +85,9 @@ class Snapshots:
         tensors, meta = found
         self._model.load_state_dict(_part("model", tensors))
         state = self._optimizer.state_dict()
-        state["state"] = {int(i): {"momentum_buffer": tensor} for i, tensor in _part("momentum", tensors).items()}
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        momenta = {int(i): tensor for i, tensor in _part("momentum", tensors).items()}  # in the parameters' own layout
+        state["state"] = {i: {"momentum_buffer": torch.empty_like(parameters[i]).copy_(t)} for i, t in momenta.items()}
         self._optimizer.load_state_dict(state)
         if self._average is not None:
             for name, tensor in _part("average", tensors).items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
@@ -80,7 +82,7 @@ class FolderSplit:
         folder = _with_transform(self.folder, self.resize)
         chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
         workers = 0 if "openvino" in sys.modules else self.workers  # after OpenVINO ran, forking a worker can crash
-        for images, labels in DataLoader(chosen, batch_size, num_workers=workers):
+        for images, labels in DataLoader(chosen, batch_size, num_workers=workers, worker_init_fn=deaf):
             yield normalise(images), labels
 
     def first(self, count: int, seed: int = 0) -> Split:
@@ -91,17 +93,30 @@ class FolderSplit:
         return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
 
 
+def deaf(_: int) -> None:
+    """Let a worker leave signals to the training, which saves its state and then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _usual_workers() -> int:
-    """One process a core to decode images, 16 at most, shared among the training processes of this machine."""
+    """Processes to decode images: one a core of this training process's share of the machine, 16 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, 16) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, min(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 16))
 
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (N, 3, H, W) to float, with ImageNet's mean and standard deviation, channels last."""
-    mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _statistics(images.device)
     scaled = (images.float() / 255 - mean) / std
     return scaled.contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (1, 3, 1, 1): kept, or each batch would wait for the GPU to copy them."""
+    mean, std = (torch.tensor(v, device=device).reshape(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std
 
 
 def check_batch_size(batch_size: int, split: Sized) -> None:

@@ -27,7 +27,7 @@ def save_state(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
 
     Killed at any moment, or stopped by a full disk, at least one whole state stands.
     """
-    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    new = _new(path)
     save_tensors(new, tensors, meta)
     if path.exists():
         path.replace(before_last(path))
@@ -45,7 +45,8 @@ def load_state(path: Path, check: Callable[[Tensors, dict[str, Any]], None]) -> 
     Raises:
         BadConfig: if a state cannot be read just now: it may be whole.
     """
-    found = [one for one in (path, before_last(path)) if _readable(one)]
+    _sweep(path)
+    found = [one for one in (_new(path), path, before_last(path)) if _readable(one)]
     for one in found:
         try:
             tensors, meta = load_tensors(one)
@@ -54,18 +55,31 @@ def load_state(path: Path, check: Callable[[Tensors, dict[str, Any]], None]) -> 
         except BadRecord as error:
             rest = "the one before is used" if one != found[-1] else "this stage starts again"
             print(f"warning: {error}; {rest}")
+            one.unlink()  # the next save would put it in the place of a whole one
     return None
 
 
 def remove_state(path: Path) -> None:
     """Take away all states of a training that ended."""
-    for one in (path, before_last(path), path.with_name(f"{path.stem}.new{path.suffix}")):
+    _sweep(path)
+    for one in (path, before_last(path), _new(path)):
+        one.unlink(missing_ok=True)
+
+
+def _new(path: Path) -> Path:
+    """Where a state is, whole, just before it becomes the last."""
+    return path.with_name(f"{path.stem}.new{path.suffix}")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a kill left in the middle of a write."""
+    for one in path.parent.glob(f".{_new(path).stem}.*.partial{path.suffix}"):
         one.unlink(missing_ok=True)
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[None]:
-    """Nobody else writes what stands at `path` (a folder, or a file's name) within the block.
+def claimed(path: Path, folder: bool = False) -> Iterator[None]:
+    """Nobody else writes what stands at `path`, a file's name or a folder, within the block.
 
     The claim ends with the process, however that ends; its file stays. Of a job of several the first process claims.
 
@@ -77,11 +91,10 @@ def claimed(path: Path) -> Iterator[None]:
         return
     from filelock import FileLock, Timeout
 
-    folder = path if path.is_dir() or not path.suffix else path.parent
-    name = ".lock" if folder == path else f".{path.stem}.lock"
+    file = path / ".lock" if folder else path.with_name(f".{path.name}.lock")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
         lock.acquire(blocking=False)
     except Timeout as error:
         raise BadConfig(f"{path} is being written by another run: wait for it, or choose another --out") from error

@@ -86,8 +86,9 @@ def train(
             before_step(progress)
         value = torch.zeros((), device=device)
         for i, (images, labels) in enumerate(micros):
-            with engine.alone(i + 1 < len(micros)):
+            with engine.alone(i + 1 < len(micros)), engine.autocast():
                 part = loss(engine.network, images, labels) / len(micros)
+            with engine.alone(i + 1 < len(micros)):
                 engine.backward(part)
             value += part.detach()
         due = time.monotonic() - saved > 60 * config.save_minutes
@@ -101,12 +102,17 @@ def train(
         if snapshots is not None:
             pulse.flush()
             place.total, place.seconds = pulse.total, time.perf_counter() - began
-            snapshots.save(place)
+            with stopping.held():
+                snapshots.save(place)
+                processes.wait()
 
     done = place.epoch * feed.steps + place.step
+    if done and before_step:
+        before_step((done - 1) / steps)  # an epoch of which only the evaluation is left makes no step
+    write_history(log, title, place.history)
     with (
         Stopping(active=checkpoint is not None) as stopping,
-        closing(Meter(title, steps * config.batch_size, done * config.batch_size, log)) as meter,
+        closing(Meter(title, steps * config.batch_size, done * config.batch_size, log, feed.remedy)) as meter,
         closing(Board(log, title, place.epoch)) as board,
     ):
         while place.epoch < config.epochs:
@@ -127,19 +133,21 @@ def train(
                     raise KeyboardInterrupt
             stopping.stepping = False
             pulse.flush()
+            engine.share([*model.buffers(), *(average.tensors.values() if average is not None else [])])
+            save()
+            if processes.anywhere(stopping.wanted):
+                raise KeyboardInterrupt
             row = {"epoch": place.epoch + 1, "loss": pulse.total / feed.steps, "seconds": time.perf_counter() - began}
-            try:
-                with average.inside() if average is not None else nullcontext():
-                    row |= after_epoch(place.epoch + 1) if after_epoch else {}
-            except KeyboardInterrupt:
-                save()  # with all steps of the epoch done: only the evaluation is left
-                raise
+            with average.inside() if average is not None else nullcontext():
+                row |= after_epoch(place.epoch + 1) if after_epoch else {}
             place = Place(place.epoch + 1, history=[*place.history, row])
-            pulse.total = 0.0
+            pulse.total, began = 0.0, time.perf_counter()
             save()
             board.add(row)
             write_history(log, title, place.history)
             log.say(meter.told(config.epochs, row))
+            if processes.anywhere(stopping.wanted):
+                raise KeyboardInterrupt
     if average is not None:
         average.settle()
     return place.history

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ import torch
 from . import processes
 from .datasets import Data, load_data
 from .devices import peak_memory_gib, pick_device, tune_allocator
-from .evaluating import evaluate
 from .finetuning import finetune
 from .found import Found
 from .models import load_model
@@ -22,19 +20,19 @@ from .schedules import Train
 from .searching import search
 from .shrinking import fade, shrink
 from .sites import find_sites
-from .splits import check_batch_size
+from .splits import Split, check_batch_size
 from .watching import Enough, Log
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STEPS, IMAGES = 6, 128  # real steps of each training; images of the evaluation that is timed
+STEPS, IMAGES = 6, 512  # real steps of each training; images of the evaluation that is timed
 
 
 def trial(config: Run) -> pd.DataFrame:
     """One row a training of the run: its steps, and how long it and its evaluations will take on this machine.
 
-    Columns: images (of a step, as shape), steps, s/step (median of the later steps, the loader's time included),
+    Columns: images (of a step, as shape), steps, s/step (of the later two thirds, the loader's time included),
     images/s, s/evaluation, hours, GPU-hours (on a GPU, of all processes), GiB (the largest memory so far: of the GPU,
     or of this process). A ranking and calibrations (`calibrate`) are not trainings and not in the table.
 
@@ -43,7 +41,7 @@ def trial(config: Run) -> pd.DataFrame:
     """
     device = processes.start(pick_device(config.device))
     tune_allocator()
-    data = load_data(config.data, config.image_size, config.skip_corrupt)
+    data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(model, data.image_size, config.single)
@@ -54,7 +52,7 @@ def trial(config: Run) -> pd.DataFrame:
 
     def tried(name: str, stage: Train, evaluations: int, work: Callable[[Log], object]) -> None:
         check_batch_size(stage.batch_size, data.train)
-        steps = min(STEPS, stage.epochs * (len(data.train) // stage.batch_size))
+        steps = min(_enough(stage, data), stage.epochs * (len(data.train) // stage.batch_size))
         try:
             if steps:
                 work(Log(steps=steps))
@@ -83,8 +81,8 @@ def _row(
     config: Train, data: Data, trial: Enough, evaluations: float, took: float, device: torch.device
 ) -> dict[str, Any]:
     """A training's row; `evaluations` is the time (s) of all its evaluations, `took` of one."""
-    between = [after - before for before, after in zip(trial.ended, trial.ended[1:], strict=False)]
-    step = statistics.median(between[len(between) // 2 :])
+    first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
+    step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
     hours = (trial.steps * step + evaluations) / 3600
     gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
@@ -95,10 +93,21 @@ def _row(
     }  # fmt: skip
 
 
+def _enough(config: Train, data: Data) -> int:
+    """Steps that show how quick a training is: with workers that decode ahead, several rounds of all of them."""
+    if isinstance(data.train, Split):
+        return STEPS
+    workers = data.train.workers if config.workers is None else config.workers
+    return STEPS * max(1, workers)
+
+
+@torch.inference_mode()
 def _evaluation(model: torch.nn.Module, data: Data) -> float:
     """Seconds that an evaluation takes, from some images."""
-    part = data.val.first(IMAGES)
-    evaluate(model, part)
-    began = time.perf_counter()
-    evaluate(model, part)
-    return (time.perf_counter() - began) * len(data.val) / len(part)
+    size, device = min(len(data.val), IMAGES), next(model.parameters()).device
+    model.eval()
+    for _ in range(2):
+        began = time.perf_counter()
+        for images, _labels in data.val.batches(IMAGES // 8, torch.arange(size)):
+            model(images.to(device)).cpu()
+    return (time.perf_counter() - began) * len(data.val) / size / processes.started()

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,8 @@ from .errors import DslibError
 from .records import whole_file
 
 T = TypeVar("T")
-STALLED, PATIENT_SECONDS = 0.25, 5.0  # share of the time spent waiting for images; how long before it is said
+STALLED, WINDOW = 0.25, 20.0  # share of the time spent waiting for images, over so many seconds
+IMPATIENT = 3.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,10 @@ class Enough(Exception):
 
 
 class Stopping:
-    """SIGINT and SIGTERM end a training after the step in progress; between steps, or a second time, at once.
+    """SIGINT and SIGTERM end a training after the step in progress; between steps at once, while it saves not at all.
+
+    Whoever presses Ctrl-C again some seconds later ends it in the middle of a step. What launches several processes
+    sends a second signal as a matter of course: that one does no harm.
 
     Args:
         active: False leaves signals as they are; so does any thread but the main one.
@@ -62,7 +67,7 @@ class Stopping:
 
     def __init__(self, active: bool) -> None:
         self._active = active and threading.current_thread() is threading.main_thread()
-        self.wanted, self.stepping = False, False
+        self.wanted, self.stepping, self._saving, self._since = False, False, False, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopping:
@@ -76,10 +81,21 @@ class Stopping:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, *_: object) -> None:
-        if self.wanted or not self.stepping:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within the block a signal is only noted."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+
+    def _note(self, number: int, _: object) -> None:
+        again = self.wanted and number == signal.SIGINT and time.monotonic() - self._since > IMPATIENT
+        if not self._saving and (again or not self.stepping):
             raise KeyboardInterrupt
-        self.wanted = True
+        if not self.wanted:
+            self.wanted, self._since = True, time.monotonic()
 
 
 class Pulse:
@@ -138,40 +154,49 @@ class Meter:
         title: of the training.
         images: of all its steps together; `done` of them before this process began.
         log: is told.
+        remedy: what helps when the training waits for its images.
     """
 
-    def __init__(self, title: str, images: int, done: int, log: Log) -> None:
+    def __init__(self, title: str, images: int, done: int, log: Log, remedy: str) -> None:
         hidden = True if processes.rank() else None  # None: hidden where there is no terminal
         self._bar = tqdm(total=images, initial=done, desc=title, unit="img", leave=False, disable=hidden)
-        self._title, self._log, self._told = title, log, False
-        self._began, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._title, self._log, self._told, self._remedy = title, log, False, remedy
+        self._began, self._images = time.perf_counter(), 0
+        self._window, self._waited = self._began, 0.0
         self._left = images - done
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time that each lets wait is counted."""
-        source = iter(items)
+        """The same items; the time that each but the first lets wait is counted."""
+        source, first = iter(items), True
         while True:
             asked = time.perf_counter()
             try:
                 item = next(source)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - asked
+            if first:  # workers begin, and decode a whole batch each
+                first, self._window, self._waited = False, time.perf_counter(), 0.0
+            else:
+                self._waited += time.perf_counter() - asked
             yield item
 
     def step(self, images: int) -> None:
         """A step with so many images was done."""
         self._images += images
         self._bar.update(images)
-        seconds = time.perf_counter() - self._began
-        if not self._told and seconds > PATIENT_SECONDS and self._waited > STALLED * seconds:
+        seconds = time.perf_counter() - self._window
+        if seconds < WINDOW:
+            return
+        if not self._told and self._waited > STALLED * seconds:
             self._told = True
-            message = (f"warning: {self._title} waits for its images {self._waited / seconds:.0%} of the time: raise "
-                       "--workers, store the images smaller, or hold them in memory (an .npz)")  # fmt: skip
-            if self._log.echo is None:
+            message = (
+                f"warning: {self._title} waits for its images {self._waited / seconds:.0%} of the time: {self._remedy}"
+            )
+            if self._log.echo is None and processes.rank() == 0:
                 tqdm.write(message)
             else:
                 self._log.say(message)
+        self._window, self._waited = time.perf_counter(), 0.0
 
     def told(self, epochs: int, row: dict[str, Any]) -> str:
         """An epoch in one line: its numbers, images per second (evaluation included), minutes to the end."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, ROOT, call
+from conftest import MODEL, ROOT
 
 import dslib
 from dslib import processes
@@ -58,10 +58,11 @@ try:
 except KeyboardInterrupt:
     code = 7
 logits = predict(model, data.val, 20)
+statistics = processes.gathered(model.blocks[0].bn1.running_mean[None].clone())
 everybody = processes.gathered(torch.tensor(losses))
 if processes.rank() == 0:
     found = {{"losses": torch.stack(everybody), "logits": logits, "code": code, "steps": len(steps)}}
-    torch.save(found, out / "found.pt")
+    torch.save(found | {{"statistics": statistics}}, out / "found.pt")
     torch.save(model.state_dict(), out / "model.pt")
 processes.finish()
 """
@@ -87,6 +88,7 @@ BASE = {"epochs": 4, "lr": 0.2, "batch_size": 32}
 def test_two_processes_train_as_one_that_accumulates(tmp_path):
     two, weights = job(tmp_path / "two", 2, BASE)
     one, alone = job(tmp_path / "one", 1, BASE | {"accumulate": 2})
+    assert torch.equal(two["statistics"][0], two["statistics"][1])  # all end with the first one's
     joint = two["losses"].mean(0)
     apart = one["losses"].reshape(-1, 2).mean(1)
     assert joint.shape == apart.shape == (24,)  # four epochs of six steps
@@ -194,13 +196,6 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
     dslib.running.pretrain(model, loaded, config, head_only=False)
     recalibrate_batchnorm(model, [images for images, _ in loaded.train.batches(16)])
     weights = save_tensors(tmp_path / "w.safetensors", model.state_dict())
-    network = ("--model", "mobilenet_v2", "--model-option", "width_mult=0.25", "--weights", weights)
-    status, out, err = call("run", *network, "--data", data, "--image-size", "32", "--k", "8", "--dry-run",
-                            "--search-batch-size", "8", "--finetune-batch-size", "8", "--device", "cpu",
-                            cwd=tmp_path)  # fmt: skip
-    assert status == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == ["images", "search", "finetune"]
-    assert "8 x 3 x 32 x 32" in out
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "DATA": str(data), "OUT": str(tmp_path / "out"), "SIZE": "32",
         "MODEL": "mobilenet_v2", "OPTION": "width_mult=0.25", "WEIGHTS": str(weights),
@@ -209,6 +204,13 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
         "ALL": "--epochs 1 --batch-size 8 --workers 1 --device cpu",
     }  # fmt: skip
     script = ["bash", str(ROOT / "docs" / "imagenet.sh")]
+    trial = environment | {"ESTIMATE": "--search-batch-size 8 --finetune-batch-size 8 --device cpu"}
+    done = subprocess.run(script, env=trial, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    table = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    assert table["finetune"][1:8] == table["search"][1:8] == ["8", "x", "3", "x", "32", "x", "32"]
+    assert table["finetune"][8] == "720"  # 180 epochs of four steps
+    assert not (tmp_path / "out").exists()
     for round_ in range(2):
         done = subprocess.run(script, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -151,13 +151,31 @@ def test_a_runs_own_settings_repeat_it_and_a_dry_run_writes_nothing(tmp_path, np
     assert status == 0, err
     record = dslib.records.Record.load(tmp_path / "r" / "record.json")
     assert out.startswith(f"accuracy {record.values['networks']['merged']['accuracy']:.2%}, cross-entropy ")
+    words = (
+        "run",
+        *MODEL,
+        "--data",
+        npz,
+        "--k",
+        "1",
+        *SHORT,
+        "--search-lr",
+        "0.02",
+        "--boundary",
+        "ReLU6",
+        "--out",
+        "r",
+    )
+    status, out, err = call(*words, "--finetune-workers", "3", cwd=tmp_path)
+    assert status == 0, err  # how it is computed may differ
+    assert "holds a run with other settings (finetune)" in refused(*words, "--finetune-lr", "0.9")
     (tmp_path / "odd.json").write_text(json.dumps(config | {"speed": 3}))
     assert "odd.json: unknown settings speed" in refused("run", "--config", "odd.json", "--out", "x")
     assert "no file none.json" in refused("run", "--config", "none.json", "--out", "x")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, npz, refused):
-    with claimed(tmp_path / "r"):
+    with claimed(tmp_path / "r", folder=True):
         line = refused("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", *SHORT)
     assert "r is being written by another run" in line
     assert {path.name for path in (tmp_path / "r").iterdir()} == {".lock"}

@@ -44,10 +44,19 @@ def test_the_newest_whole_state_is_taken(tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:-1])
     assert load_state(path, anything)[1] == {"n": 1}
     assert "the one before is used" in capsys.readouterr().out
-    path.unlink()  # killed between the two renames
+    assert not path.exists()  # or the next save would put it in the place of the whole one
     assert load_state(path, anything)[1] == {"n": 1}
+    save_state(path, TWO, {"n": 2})
+    path.replace(path.with_name("x.partial.new.safetensors"))  # killed between the two renames
+    (tmp_path / ".x.partial.new.abc.partial.safetensors").write_bytes(b"half")  # killed in the middle of a write
+    assert load_state(path, anything)[1] == {"n": 2}
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "x.partial.before.safetensors",
+        "x.partial.new.safetensors",
+    ]
     save_state(path, TWO, {"n": 3})
     assert load_tensors(before_last(path))[1] == {"n": 1}
+    assert load_state(path, anything)[1] == {"n": 3}
     remove_state(path)
     assert not list(tmp_path.iterdir())
 
@@ -152,14 +161,14 @@ def _never(model, images, labels):
 
 
 HOLD = "import sys, time; from pathlib import Path; from dslib.states import claimed\n" \
-       "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
+       "with claimed(Path(sys.argv[1]), folder=True):\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path):
     out = tmp_path / "run"
     first = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "held\n"
-    with pytest.raises(BadConfig, match="is being written by another run"), claimed(out):
+    with pytest.raises(BadConfig, match="is being written by another run"), claimed(out, folder=True):
         pass
     first.kill()
     first.wait()
@@ -167,14 +176,14 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
-            with claimed(out):
+            with claimed(out, folder=True):
                 break
         except BadConfig:
             time.sleep(0.1)
     else:
         raise AssertionError("a killed run's claim stays")
-    with claimed(tmp_path / "a.json"), claimed(tmp_path / "b.json"):
-        assert {".a.lock", ".b.lock"} <= {one.name for one in tmp_path.iterdir()}
+    with claimed(tmp_path / "a-0.5"), claimed(tmp_path / "a-0.7"):
+        assert {".a-0.5.lock", ".a-0.7.lock"} <= {one.name for one in tmp_path.iterdir()}
 
 
 def test_what_is_written_can_be_read_by_hand(digits, tmp_path):

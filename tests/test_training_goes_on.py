@@ -69,6 +69,73 @@ def test_a_signal_in_the_middle_of_an_epoch_leaves_no_trace(digits, tmp_path, nu
     assert same(again, straight)
 
 
+@pytest.mark.parametrize("step", [6, 18])
+def test_a_signal_in_the_last_step_of_an_epoch_is_heeded_before_the_evaluation(digits, tmp_path, step):
+    start, path, steps, evaluated = Tiny(), tmp_path / "x.safetensors", [], []
+
+    def interrupt(progress):
+        steps.append(progress)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    expected = train(copy.deepcopy(start), digits, cross_entropy, QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(start), digits, cross_entropy, QUICK, before_step=interrupt, checkpoint=path,
+              after_epoch=lambda epoch: evaluated.append(epoch) or {})  # fmt: skip
+    assert evaluated == list(range(1, step // 6))
+    again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    assert [row["loss"] for row in again] == [row["loss"] for row in expected]
+
+
+def test_signals_while_it_saves_are_heeded_afterwards(digits, tmp_path, monkeypatch):
+    from dslib import snapshots
+
+    saved, write = [], snapshots.save_state
+
+    def save(path, tensors, meta):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        write(path, tensors, meta)
+        saved.append(meta["place"]["step"])
+
+    monkeypatch.setattr("dslib.snapshots.save_state", save)
+    start, path = Tiny(), tmp_path / "x.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    assert saved == [6]
+    assert load_tensors(path)[1]["place"]["step"] == 6
+
+
+def test_each_row_has_the_seconds_of_its_own_epoch(digits, tmp_path):
+    def slow(epoch):
+        time.sleep(0.3)
+        return {}
+
+    history = train(Tiny(), digits, cross_entropy, QUICK, after_epoch=slow, checkpoint=tmp_path / "x.safetensors")
+    steps = [row["seconds"] for row in history]
+    assert max(steps) < 0.25 + 2 * min(steps)  # neither the evaluation nor the epochs before are counted
+
+
+def test_an_evaluation_taken_up_is_of_the_same_network(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+    teacher = randomise_batchnorm(Tiny())
+    faded = dslib.fade(teacher, dslib.find_sites(teacher, 16).mask([]), nn.ReLU6)
+    config, path, calls = dslib.Finetune(epochs=3, lr=0.1, batch_size=32), tmp_path / "x.safetensors", []
+    whole = dslib.finetune(faded, digits, teacher, config)
+
+    def stop(*given):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return dslib.evaluate(*given)
+
+    monkeypatch.setattr("dslib.finetuning.evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        dslib.finetune(faded, digits, teacher, config, path)
+    again = dslib.finetune(faded, digits, teacher, config, path)
+    assert [row["val_accuracy"] for row in again.history] == [row["val_accuracy"] for row in whole.history]
+
+
 def test_an_interrupted_evaluation_does_not_repeat_the_epoch(digits, tmp_path):
     start, path, seen = Tiny(), tmp_path / "x.safetensors", []
 
@@ -96,10 +163,10 @@ def test_the_state_is_saved_every_so_many_minutes(digits, tmp_path, monkeypatch)
     monkeypatch.setattr("dslib.snapshots.save_state", lambda path, tensors, meta: saved.append(meta["place"]["step"]))
     config = replace(QUICK, epochs=1, save_minutes=1e-6)
     train(Tiny(), digits, cross_entropy, config, checkpoint=tmp_path / "x.safetensors")
-    assert saved == [1, 2, 3, 4, 5, 6, 0]
+    assert saved == [1, 2, 3, 4, 5, 6, 6, 0]
     saved.clear()
     train(Tiny(), digits, cross_entropy, replace(config, save_minutes=60), checkpoint=tmp_path / "y.safetensors")
-    assert saved == [0]
+    assert saved == [6, 0]
 
 
 def test_the_moving_average_is_evaluated_and_kept(digits):
@@ -210,14 +277,14 @@ def test_a_loader_that_stalls_is_told_with_the_remedy(digits, monkeypatch):
             time.sleep(0.02)
             return super().__call__(images, numbers)
 
-    monkeypatch.setattr("dslib.watching.PATIENT_SECONDS", 0.05)
+    monkeypatch.setattr("dslib.watching.WINDOW", 0.05)
     said = []
     slow = replace(digits, train=replace(digits.train, augment=Slow()))
     train(Tiny(), slow, cross_entropy, QUICK, log=Log(echo=said.append))
     warnings = [line for line in said if line.startswith("warning")]
     assert len(warnings) == 1
     assert "waits for its images" in warnings[0]
-    assert "raise --workers" in warnings[0]
+    assert "augmented one by one" in warnings[0]  # they are in memory: workers would not help
     said.clear()
     train(Tiny(), digits, cross_entropy, QUICK, log=Log(echo=said.append))
     assert [line.split(":")[0] for line in said] == ["train 1/3", "train 2/3", "train 3/3"]
@@ -242,6 +309,19 @@ def test_a_trial_ends_after_its_steps(digits):
         train(Tiny(), digits, cross_entropy, QUICK, log=Log(steps=4))
     assert len(trial.value.ended) == 5
     assert trial.value.steps == 18
+
+
+def test_features_and_the_teacher_in_mixed_precision(digits, monkeypatch):
+    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+    teacher = randomise_batchnorm(Tiny())
+    seen = []
+    teacher.head.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    small = dslib.shrink(teacher, dslib.find_sites(teacher, 16).mask([]), nn.ReLU6, 16)
+    config = dslib.Finetune(epochs=1, lr=0.1, batch_size=32, features=1.0, precision="bfloat16")
+    seen.clear()
+    done = dslib.finetune(small, digits, teacher, config)
+    assert math.isfinite(done.history[0]["loss"])
+    assert torch.bfloat16 in seen
 
 
 def test_features_are_compared_after_the_boundary_activation(digits, monkeypatch):

@@ -29,6 +29,7 @@ from ..watching import Enough, Log
 from .rows import Rows
 
 TRIED = 24  # steps of each that are timed, in turns of a few
+FADED = {"fading": 1.0, "linear": 1e-9}  # where the activations are out in such a trial
 
 
 def record_expand(
@@ -72,7 +73,10 @@ def record_expand(
         def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
 
-        train(network, loaded, loss, config, title="as it is", log=log)
+        def note(_: int) -> dict[str, Any]:
+            return {"val_accuracy": evaluate(network, loaded.val)}
+
+        train(network, loaded, loss, config, after_epoch=note, title="as it is", log=log)
         return network.eval()
 
     def expanded(config: Boost, log: Log | None = None) -> nn.Module:
@@ -82,17 +86,22 @@ def record_expand(
     ways: dict[str, Any] = {"expanded": (expanded, Boost, {"ratio": ratio}), "as it is": (as_it_is, Train, {})}
 
     def speeds() -> dict[str, Any]:
-        """Median milliseconds of a step of each, in turns."""
-        ms: dict[str, list[float]] = {way: [] for way in ways}
+        """Median milliseconds of a step of each, in turns: expanded with all activations, half of them, and none."""
+        cases = {name: ("expanded", {"fade_from": 0.0, "fade_to": to}) for name, to in FADED.items()}
+        cases |= {"whole": ("expanded", {"fade_from": 0.9, "fade_to": 1.0}), "as it is": ("as it is", {})}
+        ms: dict[str, list[float]] = {case: [] for case in cases}
         others = Others()
         for _ in range(3):
-            for way, (work, kind, own) in ways.items():
+            for case, (way, more) in cases.items():
+                work, kind, own = ways[way]
                 try:
-                    work(kind(epochs=epochs, **common, **own), Log(steps=TRIED // 3 + 2))
+                    work(kind(epochs=epochs, **common, **own, **more), Log(steps=TRIED // 3 + 2))
                 except Enough as trial:
-                    ms[way] += [1000 * (after - before) for before, after in pairwise(trial.ended[2:])]
-        medians = {way: statistics.median(found) for way, found in ms.items()}
-        return {"ms": medians, "slower": medians["expanded"] / medians["as it is"], "others": others.cores()}
+                    ms[case] += [1000 * (after - before) for before, after in pairwise(trial.ended[2:])]
+        medians = {case: statistics.median(found) for case, found in ms.items()}
+        first, last = Boost.fade_from, 1 - Boost.fade_to
+        expanded = first * medians["whole"] + (1 - first - last) * medians["fading"] + last * medians["linear"]
+        return {"ms": medians, "slower": expanded / medians["as it is"], "others": others.cores()}
 
     def trained(way: str, seed: int, longer: float) -> dict[str, Any]:
         work, kind, own = ways[way]

@@ -16,7 +16,7 @@ import torch
 from ..checkpoints import load_tensors
 from ..devices import this_machine
 from ..errors import DslibError, require
-from ..records import Record, as_words, commit
+from ..records import Record, as_words, commit, read_json
 
 NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
            "--model-option", "width_mult=0.1", "--weights", "none", "--k", "8",
@@ -24,7 +24,7 @@ NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
            "--search-epochs", "6", "--search-save-minutes", "0.005",
            "--finetune-epochs", "6", "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
            "--rounds", "1", "--batch-size", "2", "--device", "cpu")  # fmt: skip
-STATES = ("search.partial.safetensors", "finetune.partial.safetensors")
+BEGINNING = 3.0  # seconds before a training makes its first step
 COMMAND = (sys.executable, "-c", "from dslib.cli import main; main()")
 
 
@@ -53,13 +53,17 @@ def record_kills(kills: int = 20, seed: int = 0, echo: Callable[[str], object] =
         killed.mkdir()
         for made in ("config.json", "original.json", "original.safetensors", "cost.json"):
             (killed / made).write_bytes((whole / made).read_bytes())  # timings differ from run to run
+        lasted = read_json(whole / "seconds.json")
+        limits = {"search": kills - kills // 2, "finetune": kills // 2}
         hits: list[dict[str, Any]] = []
-        counts = dict.fromkeys(STATES, 0)
-        limits = dict(zip(STATES, (kills - kills // 2, kills // 2), strict=True))
-        while any(counts[state] < limits[state] for state in STATES):
-            hit = _kill_once([*words, "--out", str(killed)], killed, rng.uniform(0, 6.0), counts, limits)
-            if hit is None:
-                break
+        counts = dict.fromkeys(limits, 0)
+        while any(counts[stage] < limits[stage] for stage in limits):
+            for stage, seconds_ in (("search", lasted["search"]), ("finetune", lasted["shrunk"])):
+                if counts[stage] < limits[stage]:
+                    longest = BEGINNING + seconds_ / limits[stage]
+                    break
+            hit = _kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest))
+            counts[hit["training"]] += 1
             hits.append(hit)
             echo(f"kill {len(hits)}: {hit}")
         _to_the_end([*words, "--out", str(killed)])
@@ -70,42 +74,50 @@ def record_kills(kills: int = 20, seed: int = 0, echo: Callable[[str], object] =
     if not same:
         raise DslibError(f"after {counted} kills the weights differ from those of a run that was not killed")
     settings = {"kills": kills, "seed": seed}
-    values = {"kills": counted, "in_search": counts[STATES[0]], "in_finetuning": counts[STATES[1]], "hits": hits,
+    values = {"kills": counted, "in_search": counts["search"], "in_finetuning": counts["finetune"], "hits": hits,
               "bit_for_bit": same, "uninterrupted_s": seconds}  # fmt: skip
     command = f"dslib bench kills {as_words(settings)}"
     return Record("kills", command, settings, values, this_machine(torch.device("cpu")), commit())
 
 
-def _kill_once(
-    words: Sequence[str], out: Path, after: float, counts: dict[str, int], limits: dict[str, int]
-) -> dict[str, Any] | None:
-    """Start the run, kill it `after` seconds into a training of which kills are wanted; None if it ended before."""
+def _kill_once(words: Sequence[str], out: Path, stage: str, after: float) -> dict[str, Any]:
+    """Start the run, kill it `after` seconds into a stage; what it was at then.
+
+    Raises:
+        DslibError: if the run ended before.
+    """
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    state, began = "", 0.0
-    for line in process.stdout:
-        for stage, name in (("search ...", STATES[0]), ("shrunk ...", STATES[1])):
-            if line.startswith(stage) and counts[name] < limits[name]:
-                state, began = name, time.monotonic()
-        if state:
+    line = {"search": "search ...", "finetune": "shrunk ..."}[stage]
+    for told in process.stdout:
+        if told.startswith(line):
             break
-    if not state:
-        process.wait()
-        return None
+    began = time.monotonic()
     try:
         process.wait(timeout=after)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        counts[state] += 1
-        return {"training": state.split(".")[0], "after_s": time.monotonic() - began, "state": (out / state).exists()}
-    return None
+    at = next(
+        (name for name, done in (("search", "search.json"), ("finetune", "shrunk.json")) if not (out / done).exists()),
+        "",
+    )
+    if process.returncode >= 0 or not at:
+        raise DslibError("the run ended before it was killed as often as asked for: give fewer --kills")
+    return {"training": at, "after_s": time.monotonic() - began, "state": (out / f"{at}.partial.safetensors").exists()}
 
 
 def _to_the_end(words: Sequence[str]) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise DslibError(f"the run ended with status {done.returncode}: {done.stderr.splitlines()[-1:]}")
+
+
+def _learnt(out: Path) -> list[Any]:
+    """What the search and each epoch came to, without their times."""
+    search, tuned = (read_json(out / name) for name in ("search.json", "finetune.json"))
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in (*search["history"], *tuned["history"])]
+    return [search["m"], *rows]
 
 
 def _equal(one: Path, other: Path) -> bool:

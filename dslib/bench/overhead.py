@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..datasets import load_data
 from ..devices import Others, pick_device, this_machine, tune_allocator, wait_for
 from ..errors import require
+from ..feeding import resident
 from ..measuring import Timing
 from ..models import load_model
 from ..records import Record, as_words, commit
@@ -92,10 +93,12 @@ def _bare_steps(model: nn.Module, split: Split, config: Train, device: torch.dev
     optimizer = torch.optim.SGD(
         groups, config.lr * config.batch_size / 256, config.momentum, nesterov=True,
     )  # fmt: skip
+    held, labelled = resident(split, device), split.labels.to(device)
     for epoch in itertools.count():
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(epoch))
         for chosen in order[: len(order) // config.batch_size * config.batch_size].split(config.batch_size):
-            images, labels = normalise(split.images[chosen].to(device)), split.labels[chosen].to(device)
+            chosen = chosen.to(device)
+            images, labels = normalise(held[chosen.to(held.device)].to(device)), labelled[chosen]
             loss = F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
