@@ -107,8 +107,8 @@ def train(
                 processes.wait()
 
     done = place.epoch * feed.steps + place.step
-    if done and before_step:
-        before_step((done - 1) / steps)  # an epoch of which only the evaluation is left makes no step
+    if before_step and place.step == feed.steps:  # only this epoch's evaluation is left
+        before_step((done - 1) / steps)
     write_history(log, title, place.history)
     with (
         Stopping(active=checkpoint is not None) as stopping,
