@@ -80,14 +80,15 @@ def overhead_bench(out: Path | None, **given: Any) -> None:
 @click.command("kills")
 @click.option("--kills", default=20, show_default=True, help="That hit the search or the finetuning.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--epochs", default=6, show_default=True, help="Of the search, and of the finetuning.")
 @out_option
-def kills_bench(kills: int, seed: int, out: Path | None) -> None:
+def kills_bench(kills: int, seed: int, epochs: int, out: Path | None) -> None:
     """Kill a run at random moments and take it up again: its weights must end bit for bit the same."""
     from .bench.kills import record_kills
 
-    record = record_kills(kills, seed, click.echo)
+    record = record_kills(kills, seed, epochs, click.echo)
     values = record.values
-    click.echo(f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetuning']} in the "
+    click.echo(f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetune']} in the "
                "finetuning: the weights are those of a run that was not killed, bit for bit")  # fmt: skip
     write_record(record, out)
 

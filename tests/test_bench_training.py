@@ -51,7 +51,8 @@ def test_a_mask_that_is_none_of_the_papers(tmp_path):
         ablation.record_ablation("A", model="resnet18", weights=str(path), data="digits")
 
 
-def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path):
+def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(expand, "TRIED", 6)
     given = {"model": "mobilenet_v2", "options": {"width_mult": 0.1}, "data": "digits", "epochs": 1, "lr": 0.4,
              "batch_size": 64, "device": "cpu", "out": tmp_path / "e.json"}  # fmt: skip
     record = expand.record_expand(seeds=1, **given, echo=lambda _: None)
@@ -76,14 +77,14 @@ def test_a_step_is_measured_against_a_bare_loop_in_turns():
 
 @pytest.mark.timeout(900)
 def test_a_run_killed_in_each_training_ends_as_one_that_was_not():
-    record = kills.record_kills(2, seed=3)
+    record = kills.record_kills(2, seed=3, epochs=3)
     assert record.values["bit_for_bit"]
-    assert (record.values["in_search"], record.values["in_finetuning"]) == (1, 1)
+    assert (record.values["in_search"], record.values["in_finetune"]) == (1, 1)
 
 
 def test_killed_weights_that_differ_are_an_error(monkeypatch):
     monkeypatch.setattr(kills, "_to_the_end", lambda words: _made(Path(words[-1])))
-    monkeypatch.setattr(kills, "_kill_once", lambda *_: None)
+    monkeypatch.setattr(kills, "_kill_once", lambda *_: {"training": "search"})
     with pytest.raises(DslibError, match="the weights differ from those of a run that was not killed"):
         kills.record_kills(2)
 
@@ -91,7 +92,7 @@ def test_killed_weights_that_differ_are_an_error(monkeypatch):
 def _made(out):
     """A run's folder, with weights of its own."""
     out.mkdir(exist_ok=True)
-    for name in ("config.json", "original.json", "cost.json"):
-        (out / name).write_text("{}")
+    for name in ("config", "original", "cost", "search", "finetune", "seconds"):
+        (out / f"{name}.json").write_text('{"search": 1.0, "shrunk": 1.0, "history": [], "m": {}}')
     for name in ("original", "shrunk", "merged"):
         save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), float(out.name == "whole"))})

@@ -21,22 +21,24 @@ from ..records import Record, as_words, commit, read_json
 NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
            "--model-option", "width_mult=0.1", "--weights", "none", "--k", "8",
            "--pretrain-epochs", "6", "--pretrain-lr", "0.4", "--pretrain-batch-size", "64",
-           "--search-epochs", "6", "--search-save-minutes", "0.005",
-           "--finetune-epochs", "6", "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
+           "--search-save-minutes", "0.005",
+           "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
            "--rounds", "1", "--batch-size", "2", "--device", "cpu")  # fmt: skip
 BEGINNING = 3.0  # seconds before a training makes its first step
 COMMAND = (sys.executable, "-c", "from dslib.cli import main; main()")
 
 
-def record_kills(kills: int = 20, seed: int = 0, echo: Callable[[str], object] = print) -> Record:
+def record_kills(kills: int = 20, seed: int = 0, epochs: int = 6, echo: Callable[[str], object] = print) -> Record:
     """Whether a run killed by SIGKILL at random moments of its search and finetuning ends as one that was not.
 
     The original and the costs are made once, before: what is killed is a short run on the embedded digits, on the
-    CPU. A kill counts if it hit the search or the finetuning, and the run was then taken up again.
+    CPU, each time at a random moment after its search or its finetuning began, and it is taken up again each time.
+    Weights, importances and every row of both trainings must be equal.
 
     Args:
-        kills: that count; half of them or more in the search.
+        kills: half of them in the search, unless that ends before; the others in the finetuning.
         seed: of the moments.
+        epochs: of the search, and of the finetuning.
         echo: is told of each kill.
     Raises:
         DslibError: if the weights differ; the record is not made.
@@ -45,7 +47,7 @@ def record_kills(kills: int = 20, seed: int = 0, echo: Callable[[str], object] =
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = [*COMMAND, "run", *NETWORK]
+        words = [*COMMAND, "run", *NETWORK, "--search-epochs", str(epochs), "--finetune-epochs", str(epochs)]
         whole, killed = folder / "whole", folder / "killed"
         began = time.monotonic()
         _to_the_end([*words, "--out", str(whole)])
@@ -54,28 +56,22 @@ def record_kills(kills: int = 20, seed: int = 0, echo: Callable[[str], object] =
         for made in ("config.json", "original.json", "original.safetensors", "cost.json"):
             (killed / made).write_bytes((whole / made).read_bytes())  # timings differ from run to run
         lasted = read_json(whole / "seconds.json")
-        limits = {"search": kills - kills // 2, "finetune": kills // 2}
         hits: list[dict[str, Any]] = []
-        counts = dict.fromkeys(limits, 0)
-        while any(counts[stage] < limits[stage] for stage in limits):
-            for stage, seconds_ in (("search", lasted["search"]), ("finetune", lasted["shrunk"])):
-                if counts[stage] < limits[stage]:
-                    longest = BEGINNING + seconds_ / limits[stage]
-                    break
-            hit = _kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest))
-            counts[hit["training"]] += 1
-            hits.append(hit)
-            echo(f"kill {len(hits)}: {hit}")
+        while len(hits) < kills:
+            early = len(hits) < kills - kills // 2 and not (killed / "search.json").exists()
+            stage, seconds_ = ("search", lasted["search"]) if early else ("finetune", lasted["shrunk"])
+            longest = min(0.8 * seconds_, BEGINNING + 2 * seconds_ / kills)
+            hits.append(_kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest)))
+            echo(f"kill {len(hits)}: {hits[-1]}")
         _to_the_end([*words, "--out", str(killed)])
         same = all(
             _equal(whole / f"{part}.safetensors", killed / f"{part}.safetensors") for part in ("shrunk", "merged")
         )
-    counted = sum(counts.values())
     if not same:
-        raise DslibError(f"after {counted} kills the weights differ from those of a run that was not killed")
-    settings = {"kills": kills, "seed": seed}
-    values = {"kills": counted, "in_search": counts["search"], "in_finetuning": counts["finetune"], "hits": hits,
-              "bit_for_bit": same, "uninterrupted_s": seconds}  # fmt: skip
+        raise DslibError(f"after {kills} kills the weights differ from those of a run that was not killed")
+    settings = {"kills": kills, "seed": seed, "epochs": epochs}
+    found = {f"in_{at}": sum(hit["training"] == at for hit in hits) for at in ("search", "finetune")}
+    values = {"kills": kills, **found, "hits": hits, "bit_for_bit": same, "uninterrupted_s": seconds}  # fmt: skip
     command = f"dslib bench kills {as_words(settings)}"
     return Record("kills", command, settings, values, this_machine(torch.device("cpu")), commit())
 
@@ -98,10 +94,8 @@ def _kill_once(words: Sequence[str], out: Path, stage: str, after: float) -> dic
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-    at = next(
-        (name for name, done in (("search", "search.json"), ("finetune", "shrunk.json")) if not (out / done).exists()),
-        "",
-    )
+    ends = {"search": "search.json", "finetune": "shrunk.json"}
+    at = next((name for name, made in ends.items() if not (out / made).exists()), "")
     if process.returncode >= 0 or not at:
         raise DslibError("the run ended before it was killed as often as asked for: give fewer --kills")
     return {"training": at, "after_s": time.monotonic() - began, "state": (out / f"{at}.partial.safetensors").exists()}
