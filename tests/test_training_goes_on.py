@@ -283,10 +283,11 @@ def test_a_gradient_that_is_not_finite_stops_with_its_place(digits):
 def test_a_loader_that_stalls_is_told_with_the_remedy(digits, monkeypatch):
     class Slow(Shifts):
         def __call__(self, images, numbers):
-            time.sleep(0.02)
+            time.sleep(0.05)
             return super().__call__(images, numbers)
 
-    monkeypatch.setattr("dslib.watching.WINDOW", 0.05)
+    monkeypatch.setattr("dslib.watching.WINDOW", 0.1)
+    monkeypatch.setattr("dslib.watching.STALLED", 0.6)
     said = []
     slow = replace(digits, train=replace(digits.train, augment=Slow()))
     train(Tiny(), slow, cross_entropy, QUICK, log=Log(echo=said.append))
