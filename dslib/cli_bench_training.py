@@ -80,7 +80,7 @@ def overhead_bench(out: Path | None, **given: Any) -> None:
 @click.command("kills")
 @click.option("--kills", default=20, show_default=True, help="That hit the search or the finetuning.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
-@click.option("--epochs", default=6, show_default=True, help="Of the search, and of the finetuning.")
+@click.option("--epochs", default=12, show_default=True, help="Of the search, and of the finetuning.")
 @out_option
 def kills_bench(kills: int, seed: int, epochs: int, out: Path | None) -> None:
     """Kill a run at random moments and take it up again: its weights must end bit for bit the same."""

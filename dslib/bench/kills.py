@@ -28,7 +28,7 @@ BEGINNING = 3.0  # seconds before a training makes its first step
 COMMAND = (sys.executable, "-c", "from dslib.cli import main; main()")
 
 
-def record_kills(kills: int = 20, seed: int = 0, epochs: int = 6, echo: Callable[[str], object] = print) -> Record:
+def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callable[[str], object] = print) -> Record:
     """Whether a run killed by SIGKILL at random moments of its search and finetuning ends as one that was not.
 
     The original and the costs are made once, before: what is killed is a short run on the embedded digits, on the
