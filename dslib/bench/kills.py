@@ -24,7 +24,7 @@ NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
            "--search-save-minutes", "0.005",
            "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
            "--rounds", "1", "--batch-size", "2", "--device", "cpu")  # fmt: skip
-BEGINNING = 3.0  # seconds before a training makes its first step
+BEGINNING = 1.0  # seconds before a training makes its first step
 COMMAND = (sys.executable, "-c", "from dslib.cli import main; main()")
 
 
