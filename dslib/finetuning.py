@@ -70,8 +70,8 @@ def finetune(
     """A finetuned copy of a shrunk network.
 
     The loss is alpha * CE(teacher's softmax) + (1 - alpha) * CE(labels) + features * distance of maps.
-    Activations of a network from `fade` go
-    out linearly over the first part of the training, and are out in what is returned.
+    Activations of a network from `fade` go out linearly over the first part of the training, and are out in what is
+    returned.
 
     Args:
         small: from `shrink` or `fade`, on the device to train on; left as it is.

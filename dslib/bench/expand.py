@@ -86,7 +86,7 @@ def record_expand(
     ways: dict[str, Any] = {"expanded": (expanded, Boost, {"ratio": ratio}), "as it is": (as_it_is, Train, {})}
 
     def speeds() -> dict[str, Any]:
-        """Median milliseconds of a step of each, in turns: expanded with all activations, half of them, and none."""
+        """Median milliseconds of a step, in turns: as it is; expanded with activations, fading, and without."""
         cases = {name: ("expanded", {"fade_from": 0.0, "fade_to": to}) for name, to in FADED.items()}
         cases |= {"whole": ("expanded", {"fade_from": 0.9, "fade_to": 1.0}), "as it is": ("as it is", {})}
         ms: dict[str, list[float]] = {case: [] for case in cases}
