@@ -190,11 +190,14 @@ def _photos(folder: Path) -> Path:
 def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(tmp_path):
     data = _photos(tmp_path / "photos")
     loaded = dslib.load_data(str(data), 32)
-    config = dslib.Run("mobilenet_v2", str(data), 8, pretrain=dslib.Train(epochs=15, lr=1.0, batch_size=8, warmup=2))
-    torch.manual_seed(0)
-    model = dslib.load_model(config.model, loaded.classes, options={"width_mult": 0.25}).model
-    dslib.running.pretrain(model, loaded, config, head_only=False)
-    recalibrate_batchnorm(model, [images for images, _ in loaded.train.batches(16)])
+    model = dslib.load_model("mobilenet_v2", loaded.classes, options={"width_mult": 0.25}).model
+    images = [images for images, _ in loaded.train.batches(16)]
+    recalibrate_batchnorm(model, images)
+    with torch.no_grad():  # a head that fits the images exactly: they are fewer than its inputs
+        features = torch.cat([model.features(part).mean((2, 3)) for part in images])
+        wanted = 10.0 * torch.nn.functional.one_hot(dslib.evaluating.labels_of(loaded.train), 2).float()
+        model.classifier[1].weight.copy_((torch.linalg.pinv(features) @ wanted).T)
+        model.classifier[1].bias.zero_()
     weights = save_tensors(tmp_path / "w.safetensors", model.state_dict())
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "DATA": str(data), "OUT": str(tmp_path / "out"), "SIZE": "32",
