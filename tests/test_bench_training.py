@@ -1,5 +1,6 @@
 """Benchmarks of training: three accuracies, expanding, what a step costs, kills."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,17 +83,24 @@ def test_a_run_killed_in_each_training_ends_as_one_that_was_not():
     assert (record.values["in_search"], record.values["in_finetune"]) == (1, 1)
 
 
-def test_killed_weights_that_differ_are_an_error(monkeypatch):
-    monkeypatch.setattr(kills, "_to_the_end", lambda words: _made(Path(words[-1])))
+@pytest.mark.parametrize(
+    ("differs", "named"),
+    [("weights", "the weights in shrunk.safetensors, .*merged.safetensors$"), ("m", "what was learnt$")],
+)
+def test_a_killed_run_that_differs_is_an_error(monkeypatch, differs, named):
+    monkeypatch.setattr(kills, "_to_the_end", lambda words: _made(Path(words[-1]), differs))
     monkeypatch.setattr(kills, "_kill_once", lambda *_: {"training": "search"})
-    with pytest.raises(DslibError, match="the weights differ from those of a run that was not killed"):
+    with pytest.raises(DslibError, match=f"differs from one that was not killed: {named}"):
         kills.record_kills(2)
 
 
-def _made(out):
-    """A run's folder, with weights of its own."""
+def _made(out, differs):
+    """A run's folder; what is named differs from folder to folder."""
     out.mkdir(exist_ok=True)
+    own = float(out.name == "whole")
     for name in ("config", "original", "cost", "search", "finetune", "seconds"):
-        (out / f"{name}.json").write_text('{"search": 1.0, "shrunk": 1.0, "history": [], "m": {}}')
+        made = {"search": 1.0, "shrunk": 1.0, "history": [], "m": {"a": own if differs == "m" else 0.0}}
+        (out / f"{name}.json").write_text(json.dumps(made))
     for name in ("original", "shrunk", "merged"):
-        save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), float(out.name == "whole"))})
+        value = own if differs == "weights" else 0.0
+        save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), value)})

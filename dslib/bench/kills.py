@@ -41,7 +41,7 @@ def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callabl
         epochs: of the search, and of the finetuning.
         echo: is told of each kill.
     Raises:
-        DslibError: if the weights differ; the record is not made.
+        DslibError: if anything differs; the record is not made.
     """
     require(kills > 0, f"kills: expected 1 or more, found {kills}")
     rng = random.Random(seed)
@@ -64,14 +64,14 @@ def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callabl
             hits.append(_kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest)))
             echo(f"kill {len(hits)}: {hits[-1]}")
         _to_the_end([*words, "--out", str(killed)])
-        same = all(
-            _equal(whole / f"{part}.safetensors", killed / f"{part}.safetensors") for part in ("shrunk", "merged")
-        )
-    if not same:
-        raise DslibError(f"after {kills} kills the weights differ from those of a run that was not killed")
+        differ = [f"the weights in {part}" for part in ("shrunk.safetensors", "merged.safetensors")
+                  if not _equal(whole / part, killed / part)]  # fmt: skip
+        differ += ["what was learnt"] if _learnt(whole) != _learnt(killed) else []
+    require(not differ, f"after {kills} kills a run differs from one that was not killed: {', '.join(differ)}",
+            DslibError)  # fmt: skip
     settings = {"kills": kills, "seed": seed, "epochs": epochs}
     found = {f"in_{at}": sum(hit["training"] == at for hit in hits) for at in ("search", "finetune")}
-    values = {"kills": kills, **found, "hits": hits, "bit_for_bit": same, "uninterrupted_s": seconds}  # fmt: skip
+    values = {"kills": kills, **found, "hits": hits, "bit_for_bit": not differ, "uninterrupted_s": seconds}
     command = f"dslib bench kills {as_words(settings)}"
     return Record("kills", command, settings, values, this_machine(torch.device("cpu")), commit())
 
