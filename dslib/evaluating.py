@@ -1,9 +1,12 @@
-"""What a network says of a split: logits and accuracies, exact for any number of processes; BatchNorm gathered anew."""
+"""What a network says of a split: logits and accuracies, for any number of processes; BatchNorms' statistics."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
+from functools import partial
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from . import processes
+from .affine import NO_PADDING
+from .hoisting import InteriorBatchNorm2d
 from .splits import FolderSplit, Split
 
 
@@ -82,3 +87,37 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+@torch.no_grad()
+def batchnorm_drift(model: nn.Module, images: Tensor) -> pd.DataFrame:
+    """How far the inputs of each BatchNorm are, in eval, from the statistics that it has stored.
+
+    Args:
+        model: the network; left as it is, its train flags too.
+        images: (N, 3, H, W).
+
+    Returns:
+        One row a BatchNorm, in the order of the calls: `mean`, the distance of channels' means from the stored ones, in
+        stored standard deviations (root mean square over channels), and `spread`, the standard deviation over the
+        stored one (geometric mean over channels). 0 and 1 where nothing drifts.
+    """
+    found: dict[str, dict[str, float]] = {}
+
+    def look(name: str, norm: _BatchNorm, given: tuple[Tensor, ...]) -> None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        ring = norm.ring if type(norm) is InteriorBatchNorm2d else NO_PADDING  # hoisted padding is not counted
+        var, mean = torch.var_mean(F.pad(given[0], [-side for side in ring]), (0, 2, 3))
+        stored = (norm.running_var + norm.eps).sqrt()
+        found[name] = {
+            "mean": ((mean - norm.running_mean) / stored).square().mean().sqrt().item(),
+            "spread": ((var + norm.eps).sqrt() / stored).log().mean().exp().item(),
+        }
+
+    model = copy.deepcopy(model).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(partial(look, name))
+    model(images.to(next(model.parameters()).device))
+    return pd.DataFrame.from_dict(found, orient="index", columns=["mean", "spread"])

@@ -26,6 +26,7 @@ from .merging import merge, shrunk_blocks
 from .schedules import Train
 from .shrinking import fade, set_fade, settle
 from .sites import find_sites
+from .splits import decoded_by
 from .training import train
 from .watching import Log
 
@@ -160,7 +161,7 @@ def boost(
         return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
 
     def note(_: int) -> dict[str, Any]:
-        return {"val_accuracy": evaluate(larger, data.val)}
+        return {"val_accuracy": evaluate(larger, decoded_by(data.val, config.workers))}
 
     def move(progress: float) -> None:
         set_fade(larger, min(1.0, max(0.0, (progress - config.fade_from) / (config.fade_to - config.fade_from))))

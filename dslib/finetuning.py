@@ -22,6 +22,7 @@ from .merging import shrunk_blocks
 from .schedules import Train
 from .shrinking import set_fade, settle
 from .snapshots import History
+from .splits import decoded_by
 from .training import train
 from .watching import Log
 
@@ -111,7 +112,7 @@ def finetune(
         return value
 
     def note(epoch: int) -> dict[str, Any]:
-        return {"val_accuracy": evaluate(student, data.val)}
+        return {"val_accuracy": evaluate(student, decoded_by(data.val, config.workers))}
 
     history = train(
         student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune", log=log,

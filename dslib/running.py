@@ -31,6 +31,7 @@ from .searching import Search, search
 from .shrinking import fade
 from .sites import find_sites
 from .snapshots import FREE
+from .splits import decoded_by
 from .stages import Stages
 from .states import claimed, remove_state
 from .training import train
@@ -208,7 +209,7 @@ def pretrain(
         return F.cross_entropy(network(images), labels, label_smoothing=config.pretrain.label_smoothing)
 
     def note(_: int) -> dict[str, Any]:
-        return {"val_accuracy": evaluate(model, data.val)}
+        return {"val_accuracy": evaluate(model, decoded_by(data.val, config.pretrain.workers))}
 
     title = "train the head" if head_only else "train the original"
     train(model, data, loss, config.pretrain, after_epoch=note, checkpoint=checkpoint, title=title, log=log)

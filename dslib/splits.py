@@ -93,6 +93,11 @@ class FolderSplit:
         return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
 
 
+def decoded_by(split: Split | FolderSplit, workers: int | None) -> Split | FolderSplit:
+    """The split, decoded by so many processes where it is read from disk; None leaves it as it is."""
+    return split if workers is None or isinstance(split, Split) else replace(split, workers=workers)
+
+
 def deaf(_: int) -> None:
     """Let a worker leave signals to the training, which saves its state and then ends the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):

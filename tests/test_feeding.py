@@ -14,7 +14,9 @@ from torchvision.transforms.v2 import functional as v2
 import dslib
 from dslib.augmenting import Crops, Shifts, chance_of, draws, erased, mixed
 from dslib.errors import BadConfig, BadData
+from dslib.expanding import Boost, boost
 from dslib.feeding import Feed
+from dslib.running import pretrain
 from dslib.schedules import Train
 from dslib.training import train
 from dslib.watching import Log
@@ -147,6 +149,25 @@ def test_images_from_disk_are_augmented_alike_by_any_number_of_workers(folder):
     plain = images_of(Feed(data, replace(config, augment=False), CPU))
     held = torch.cat([images for images, _ in data.train.batches(4)])
     torch.testing.assert_close(plain.sum((1, 2, 3)).sort()[0], held.sum((1, 2, 3)).sort()[0])
+
+
+@MANY
+def test_evaluations_decode_with_as_many_workers_as_the_training(folder, monkeypatch):
+    data, seen = dslib.load_data(str(folder), 24), []
+
+    class Noting(torch.utils.data.DataLoader):
+        def __init__(self, *args, num_workers, **kwargs):
+            seen.append(num_workers)
+            super().__init__(*args, num_workers=num_workers, **kwargs)
+
+    monkeypatch.setattr("torch.utils.data.DataLoader", Noting)
+    model, few = Tiny(2), {"epochs": 1, "batch_size": 4, "workers": 0}
+    dslib.finetune(model, data, None, dslib.Finetune(**few))
+    boost(model, data, Boost(**few))
+    pretrain(model, data, dslib.Run("x", "x", 1, pretrain=Train(**few)), head_only=False)
+    assert seen == [0, 0, 0]
+    dslib.evaluate(model, data.val)
+    assert seen[3] == data.val.workers > 0
 
 
 @MANY

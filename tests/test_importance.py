@@ -13,7 +13,7 @@ import dslib
 from dslib import planning
 from dslib.calibration import Calibrate, calibrate, logits_of
 from dslib.errors import BadConfig
-from dslib.evaluating import recalibrate_batchnorm
+from dslib.evaluating import batchnorm_drift, recalibrate_batchnorm
 from dslib.found import Found
 from dslib.importance import Importance, agreement, divergence, importance, rank
 
@@ -88,6 +88,34 @@ def test_batchnorms_get_the_statistics_of_the_batches(tiny):
     torch.testing.assert_close(norm[0].running_var, variances)
     assert norm[0].momentum == 0.3
     assert not any(module.training for module in norm.modules())
+
+
+def test_drift_is_how_far_inputs_are_from_what_is_stored():
+    images = torch.randn(16, 3, 8, 8)
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).train()
+    recalibrate_batchnorm(model, [images])
+    model.train()
+    still = batchnorm_drift(model, images)
+    assert list(still.index) == ["0", "1"]
+    assert still["mean"].abs().max() < 1e-3
+    assert still["spread"].sub(1).abs().max() < 1e-2
+    moved = batchnorm_drift(model, 4 * images + 2 * model[0].running_var.sqrt().reshape(1, 3, 1, 1))
+    centre = model[0].running_mean / model[0].running_var.sqrt()
+    torch.testing.assert_close(moved["mean"]["0"], (2 + 3 * centre).square().mean().sqrt().item(), atol=1e-3, rtol=0)
+    assert moved["spread"].tolist() == pytest.approx([4, 4], rel=1e-2)
+    assert model.training
+    assert not model[0]._forward_pre_hooks
+
+
+def test_hoisted_padding_is_no_drift(tiny):
+    images = torch.randn(32, 3, 16, 16, dtype=torch.float64)
+    model = tiny
+    recalibrate_batchnorm(model, [images])
+    small = dslib.shrink(model, dslib.Mask({f"blocks.{i}": i != 1 for i in range(3)}))
+    recalibrate_batchnorm(small, [images])
+    drift = batchnorm_drift(small, images)
+    assert drift["mean"].max() < 1e-2
+    assert drift["spread"].sub(1).abs().max() < 1e-2
 
 
 @pytest.fixture

@@ -75,6 +75,7 @@ LAYERS = [
     "plots",
     "speed_plots",
     "search_plots",
+    "training_plots",
     "widgets",
     "bench",
     "cli_options",

@@ -1,0 +1,97 @@
+"""Figures of training: activations that fade, statistics that drift, curves, gains. Each returns a Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .plots import KEPT, LINEAR, MERGED, ORIGINAL, new_figure
+from .search_plots import COLOURS, MARKERS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)  # how far out the activations are that are always drawn
+
+
+def plot_fade(t: float | None = None) -> Figure:
+    """A ReLU6 on its way out, (1 - t) * relu6(x) + t * x, over its input.
+
+    Args:
+        t: the one to bring out; default the first, the last and what lies between them, each with its name.
+    """
+    figure, axes = new_figure(5.0, 3.2)
+    x = np.array([-3.0, 0.0, 6.0, 9.0])  # its corners
+    curve = {at: (1 - at) * x.clip(0, 6) + at * x for at in (*BETWEEN, t or 0.0)}
+    for i, at in enumerate(BETWEEN):
+        colour = ORIGINAL if t is not None else (KEPT, "#56B4E9", LINEAR, "#D55E00", MERGED)[i]
+        axes.plot(x, curve[at], color=colour, linewidth=1, label=f"t = {at:g}" if t is None else None)
+    if t is not None:
+        axes.plot(x, curve[t], color=MERGED, linewidth=2.5, label=f"t = {t:g}")
+    axes.set(xlabel="input of the activation", ylabel="output")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_drift(drifts: Mapping[str, pd.DataFrame]) -> Figure:
+    """How far each BatchNorm's inputs are from what it has stored, from the input of the network to its output.
+
+    Args:
+        drifts: name of a network -> `batchnorm_drift` of it.
+    """
+    figure, panels = new_figure(8.0, 3.2, columns=2)
+    for axes, column in zip(panels, ("mean", "spread"), strict=True):
+        for i, (name, frame) in enumerate(drifts.items()):
+            axes.plot(np.arange(1, len(frame) + 1), frame[column], MARKERS[i] + "-", color=COLOURS[i % 8],
+                      markersize=3, linewidth=1, label=name)  # fmt: skip
+        axes.set_xlabel("BatchNorm, counted from the input")
+    panels[0].set_ylabel("distance of means, stored standard deviations")
+    panels[1].set(ylabel="standard deviation / stored one", yscale="log")
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def plot_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], original: float | None = None) -> Figure:
+    """Validation accuracy over epochs: each training a thin line, the mean of its kind a thick one.
+
+    Args:
+        curves: name -> histories of its trainings, rows with `epoch` and `val_accuracy` (0 to 1), equally long.
+        original: accuracy of the network that was shrunk, 0 to 1.
+    """
+    figure, axes = new_figure(6.5, 3.6)
+    if original is not None:
+        axes.axhline(100 * original, color=ORIGINAL, linestyle="--", label="original")
+    for i, (name, histories) in enumerate(curves.items()):
+        epochs = [row["epoch"] for row in histories[0]]
+        paths = 100 * np.array([[row["val_accuracy"] for row in history] for history in histories])
+        if len(paths) > 1:
+            axes.plot(epochs, paths.T, color=COLOURS[i % 8], linewidth=0.7, alpha=0.6)
+        axes.plot(epochs, paths.mean(0), MARKERS[i % 8] + "-", color=COLOURS[i % 8], linewidth=2, label=name)
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xticks=epochs)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def plot_gains(gains: Mapping[str, pd.DataFrame], published: Mapping[str, pd.Series]) -> Figure:
+    """Accuracy over plain finetuning's, in percentage points, of each way to finetune: ours filled, the paper's not.
+
+    Args:
+        gains: mask -> our rows: index the ways, columns `mean` and `std`, in points over the first way.
+        published: mask -> the paper's points over the first way, index the ways.
+    """
+    figure, axes = new_figure(6.5, 3.6)
+    axes.axhline(0, color=ORIGINAL, linewidth=1)
+    kinds = [(f"mask {mask}, paper, ImageNet", None, series) for mask, series in published.items()]
+    kinds = [(f"mask {mask}, ours", frame["std"], frame["mean"]) for mask, frame in gains.items()] + kinds
+    for i, (name, std, values) in enumerate(kinds):
+        place = np.arange(len(values)) + 0.08 * (i - (len(kinds) - 1) / 2)
+        colour = COLOURS[i % len(gains)]
+        axes.errorbar(place, values, yerr=std, fmt=MARKERS[i % len(gains)], color=colour, capsize=3, label=name,
+                      markerfacecolor=colour if std is not None else "none")  # fmt: skip
+    axes.set_xticks(range(len(values)), list(values.index))
+    axes.set_ylabel("accuracy over plain finetuning's, points")
+    axes.legend(frameon=False)
+    return figure

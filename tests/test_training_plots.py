@@ -1,0 +1,63 @@
+"""Figures of training: what they show is what they were given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dslib import training_plots
+
+
+def points(line):
+    return [tuple(point) for point in np.round(np.array(line.get_data(), float).T, 6).tolist()]
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_an_activation_that_fades():
+    axes = training_plots.plot_fade().axes[0]
+    assert labels(axes) == ["t = 0", "t = 0.25", "t = 0.5", "t = 0.75", "t = 1"]
+    assert points(axes.lines[0]) == [(-3, 0), (0, 0), (6, 6), (9, 6)]
+    assert points(axes.lines[4]) == [(-3, -3), (0, 0), (6, 6), (9, 9)]
+    one = training_plots.plot_fade(0.1).axes[0]
+    assert labels(one) == ["t = 0.1"]
+    assert points(one.lines[-1]) == [(-3, -0.3), (0, 0), (6, 6), (9, 6.3)]
+    assert labels(training_plots.plot_fade(0.0).axes[0]) == ["t = 0"]
+
+
+def test_drift_of_each_network():
+    frames = {
+        "torn": pd.DataFrame({"mean": [0.0, 2.0], "spread": [1.0, 4.0]}, index=["a", "b"]),
+        "anew": pd.DataFrame({"mean": [0.0, 0.1], "spread": [1.0, 1.1]}, index=["a", "b"]),
+    }
+    means, spreads = training_plots.plot_drift(frames).axes
+    assert labels(means) == ["torn", "anew"]
+    assert points(means.lines[0]) == [(1, 0), (2, 2)]
+    assert points(spreads.lines[1]) == [(1, 1), (2, 1.1)]
+    assert spreads.get_yscale() == "log"
+
+
+def test_curves_of_several_trainings_and_their_mean():
+    histories = [[{"epoch": e, "val_accuracy": a} for e, a in enumerate(path, 1)] for path in ([0.2, 0.6], [0.4, 0.8])]
+    axes = training_plots.plot_curves({"plain": histories, "one": histories[:1]}, 0.9).axes[0]
+    assert labels(axes) == ["original", "plain", "one"]
+    original, first, second, mean, alone = axes.lines
+    assert set(original.get_ydata()) == {90}
+    assert (points(first), points(second)) == ([(1, 20), (2, 60)], [(1, 40), (2, 80)])
+    assert points(mean) == [(1, 30), (2, 70)]
+    assert points(alone) == [(1, 20), (2, 60)]
+    assert "original" not in labels(training_plots.plot_curves({"plain": histories}).axes[0])
+
+
+def test_gains_ours_with_their_spread_and_the_papers():
+    ours = {"A": pd.DataFrame({"mean": [0.0, -12.0], "std": [0.5, 1.0]}, index=["plain", "boundary"])}
+    axes = training_plots.plot_gains(ours, {"A": pd.Series({"plain": 0.0, "boundary": 0.64})}).axes[0]
+    assert labels(axes) == ["mask A, ours", "mask A, paper, ImageNet"]
+    mine, theirs = axes.containers
+    assert list(mine.lines[0].get_ydata()) == [0, -12]
+    low, high = mine.lines[2][0].get_segments()[1][:, 1]
+    assert high - low == pytest.approx(2)
+    assert list(theirs.lines[0].get_ydata()) == [0, 0.64]
+    assert theirs.lines[0].get_markerfacecolor() == "none"
+    assert mine.lines[0].get_color() == theirs.lines[0].get_color()
