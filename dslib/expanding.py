@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .datasets import Data
@@ -27,7 +26,7 @@ from .schedules import Train
 from .shrinking import fade, set_fade, settle
 from .sites import find_sites
 from .splits import decoded_by
-from .training import train
+from .training import cross_entropy, train
 from .watching import Log
 
 TOLERANCE = 1e-3  # of the largest output, in float32
@@ -157,15 +156,13 @@ def boost(
     device = next(small.parameters()).device
     larger = expand(small, config.ratio, data.image_size, config.seed).to(device)
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
-
     def note(_: int) -> dict[str, Any]:
         return {"val_accuracy": evaluate(larger, decoded_by(data.val, config.workers))}
 
     def move(progress: float) -> None:
         set_fade(larger, min(1.0, max(0.0, (progress - config.fade_from) / (config.fade_to - config.fade_from))))
 
+    loss = cross_entropy(config.label_smoothing)
     history = train(larger, data, loss, config, before_step=move, after_epoch=note, checkpoint=checkpoint,
                     title="expanded", log=log)  # fmt: skip
     return Finetuned(contract(larger, small).eval(), history)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -151,6 +152,15 @@ def train(
     if average is not None:
         average.settle()
     return place.history
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """A loss for `train`: the network's cross-entropy with labels."""
+
+    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(network(images), labels, label_smoothing=label_smoothing)
+
+    return loss
 
 
 def groups(model: nn.Module, config: Train) -> list[dict[str, Any]]:

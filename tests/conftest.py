@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import dslib
@@ -48,6 +49,16 @@ def build(name: str, **options) -> nn.Module:
 def photos(n=96, size=32):
     """Seeded noise in float64, (n, 3, size, size)."""
     return torch.randn(n, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def cross_entropy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The plainest loss, without smoothing."""
+    return F.cross_entropy(model(images), labels)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks' weights and buffers are equal, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import Tiny
+from conftest import Tiny, cross_entropy
 from safetensors.torch import save_file
 
 from dslib.checkpoints import digest, load_tensors, save_tensors
@@ -23,10 +22,6 @@ from dslib.training import train
 
 QUICK = Train(epochs=2, lr=0.5, batch_size=32)
 ONE, TWO = {"a": torch.ones(3)}, {"a": torch.zeros(3)}
-
-
-def cross_entropy(model, images, labels):
-    return F.cross_entropy(model(images), labels)
 
 
 def anything(tensors, meta):

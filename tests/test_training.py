@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
-from conftest import Tiny, randomise_batchnorm
+from conftest import Tiny, cross_entropy, randomise_batchnorm
 
 import dslib
 from dslib.checkpoints import load_state_dict, load_tensors, save_tensors
@@ -20,10 +19,6 @@ from dslib.states import before_last
 from dslib.training import train
 
 QUICK = Train(epochs=3, lr=0.5, batch_size=32)
-
-
-def cross_entropy(model, images, labels):
-    return F.cross_entropy(model(images), labels)
 
 
 def test_training_learns(digits):

@@ -13,8 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..datasets import load_data
 from ..devices import Others, pick_device, this_machine, tune_allocator
@@ -24,7 +23,7 @@ from ..expanding import Boost, boost
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from ..schedules import Train
-from ..training import train
+from ..training import cross_entropy, train
 from ..watching import Enough, Log
 from .rows import Rows
 
@@ -70,12 +69,10 @@ def record_expand(
     def as_it_is(config: Train, log: Log | None = None) -> nn.Module:
         network = fresh(config.seed)
 
-        def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
-
         def note(_: int) -> dict[str, Any]:
             return {"val_accuracy": evaluate(network, loaded.val)}
 
+        loss = cross_entropy(config.label_smoothing)
         train(network, loaded, loss, config, after_epoch=note, title="as it is", log=log)
         return network.eval()
 

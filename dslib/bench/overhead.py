@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..datasets import load_data
 from ..devices import Others, pick_device, this_machine, tune_allocator, wait_for
@@ -23,7 +23,7 @@ from ..records import Record, as_words, commit
 from ..runtimes import use_precision
 from ..schedules import Train
 from ..splits import Split, normalise
-from ..training import train
+from ..training import cross_entropy, train
 from ..watching import Enough, Log
 
 WARMUP = 5  # steps of each that are not counted
@@ -70,12 +70,9 @@ def record_overhead(
             ms["bare"].append(1000 * (ended - began))
         returned = time.perf_counter()
 
-    def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
-
     others = Others()
     with use_precision(None), contextlib.suppress(Enough):
-        train(own, loaded, loss, config, before_step=between, log=Log(steps=steps))
+        train(own, loaded, cross_entropy(config.label_smoothing), config, before_step=between, log=Log(steps=steps))
     timing = Timing({name: np.array(values[WARMUP:]) for name, values in ms.items()}, batch_size, str(where),
                     "eager, channels_last, float32", others.cores())  # fmt: skip
     ratio, low, high = timing.speedup("bare", over="dslib")
