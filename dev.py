@@ -112,8 +112,12 @@ def tool(name, *args, **environment):
 
 
 def test(args):
-    """Run the tests and, cell by cell, the chapters."""
-    return setup() or tool("python", "-m", "pytest", "--nbval", *args)
+    """Run the tests and, cell by cell, the chapters: a file or chapter a core, four at most."""
+    cores = os.cpu_count() or 1
+    workers = min(cores, 4)
+    threads = os.environ.get("OMP_NUM_THREADS", str(cores // workers))
+    parallel = ["-n", str(workers), "--dist", "loadfile"]
+    return setup() or tool("python", "-m", "pytest", "--nbval", *parallel, *args, OMP_NUM_THREADS=threads)
 
 
 def lint(args):

@@ -1,4 +1,4 @@
-"""The command line's benchmarks of calibration: `dslib bench frontier` and others."""
+"""The command line's benchmarks of calibration: `dslib bench depths` and others."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def trained_options(count: int = 2048) -> Callable[[Command], Command]:
     )
 
 
-@click.command("frontier")
+@click.command("depths")
 @trained_options(count=1024)
 @weights_option("default")
 @model_options
 @click.option("--random-masks", default=2, show_default=True, help="Random masks beside, for each third k.")
 @click.option("--seed", default=0, show_default=True)
 @out_option
-def frontier_bench(options: tuple[str, ...], out: Path | None, **given: Any) -> None:
+def depths_bench(options: tuple[str, ...], out: Path | None, **given: Any) -> None:
     """Rank the sites without labels, calibrate for every k, and evaluate; random masks beside."""
-    from .bench.frontier import record_frontier
+    from .bench.depths import record_depths
 
-    record = record_frontier(**given, options=parse_options(options))
-    for row in record.values["frontier"]:
+    record = record_depths(**given, options=parse_options(options))
+    for row in record.values["depths"]:
         shares = f"accuracy {row['accuracy']:.2%}, agreement {row['agreement']:.2%}"
         click.echo(f"k={row['k']:<3} {shares}, {row['seconds']:.1f} s")
     click.echo(f"{record.values['seconds_without_evaluation']:.0f} s in all, evaluation apart")
@@ -145,4 +145,4 @@ def starts_bench(**given: Any) -> None:
     record_starts(**given)
 
 
-CALIBRATION = (frontier_bench, ingredients_bench, speedup_bench, memory_bench, starts_bench)
+CALIBRATION = (depths_bench, ingredients_bench, speedup_bench, memory_bench, starts_bench)

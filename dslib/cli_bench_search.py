@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .baselines import METHODS
+from .bench.frontier import Frontier
 from .cli_options import (
     device_option,
     model_options,
@@ -14,9 +16,11 @@ from .cli_options import (
     parse_options,
     resumed_option,
     runtime_option,
+    settings,
     weights_option,
     write_record,
 )
+from .runtimes import PRECISIONS
 
 
 @click.command("methods")
@@ -138,4 +142,26 @@ def plan_bench(out: Path | None, **given: Any) -> None:
     write_record(record, out)
 
 
-SEARCH = (methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)
+@click.command("frontier")
+@settings(Frontier, skip=("image_size", "device", "precision", "runtime"))
+@model_options
+@click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
+@click.option("--method", "methods", multiple=True, default=Frontier.methods, show_default=True,
+              help=f"Of {', '.join(METHODS)}.")  # fmt: skip
+@click.option("--speedup", "speedups", type=float, multiple=True, default=Frontier.speedups, show_default=True)
+@click.option("--repeated", type=float, multiple=True, default=Frontier.repeated, show_default=True,
+              help="Speed-ups with all seeds; the others have one.")  # fmt: skip
+@runtime_option
+@click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Default float32.")
+@device_option
+@click.option("--hours", type=float, help="Begin nothing after so many; what is missing is told.")
+@resumed_option
+def frontier_bench(options: tuple[str, ...], hours: float | None, out: Path | None, **given: Any) -> None:
+    """Ours and its rivals within measured latencies, for the same time; begin it several times to share the points."""
+    from .bench.frontier import record_frontier, table
+
+    record = record_frontier(Frontier(**given, options=parse_options(options)), hours, out, click.echo)
+    click.echo(table(record).round(3).to_string())
+
+
+SEARCH = (frontier_bench, methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)

@@ -175,7 +175,7 @@ def plot_fit(x: np.ndarray, y: np.ndarray, lines: Mapping[str, tuple[float, floa
     return figure
 
 
-def plot_frontier(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> Figure:
+def plot_depths(accuracy: pd.Series, others: Sequence[tuple[int, float]]) -> Figure:
     """Accuracy over k: of the ranked masks a line, of others (k, accuracy) points."""
     figure, axes = new_figure(6.5, 3.6)
     axes.plot(accuracy.index, 100 * accuracy, "o-", color=MERGED, label="ranked without labels")

@@ -80,6 +80,43 @@ def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = None, title: str = "") -> Figure:
+    """Accuracy over throughput of each method, means over seeds with standard deviations; the best so far stepped.
+
+    Args:
+        frame: columns `method`, `speedup` (the budget), `images_per_s` and `accuracy` (0 to 1), one row a network; all
+            of one device and runtime.
+        original: throughput and accuracy of the network that all begin with.
+        title: device and runtime.
+    """
+    figure, axes = new_figure(7.5, 4.2)
+    best = [] if original is None else [original]
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        points = part.groupby("speedup")[["images_per_s", "accuracy"]]
+        mean, spread = points.mean(), points.std().fillna(0.0)
+        axes.errorbar(mean["images_per_s"], 100 * mean["accuracy"], xerr=spread["images_per_s"],
+                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=COLOURS[i % 8], capsize=3,
+                      linewidth=1, label=method)  # fmt: skip
+        best += list(mean.itertuples(index=False, name=None))
+    line = unbeaten(best)
+    axes.step(*zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True), where="pre", color="#000000",
+              linewidth=0.8, linestyle=":", label="nothing is faster and better")  # fmt: skip
+    if original is not None:
+        axes.plot(original[0], 100 * original[1], "*", color=ORIGINAL, markersize=12, label="original")
+    axes.set(xlabel="images per second", ylabel="top-1 accuracy, %", title=title)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (speed, accuracy) that no other beats in both, the slowest first."""
+    line: list[tuple[float, float]] = []
+    for speed, accuracy in sorted(points, reverse=True):
+        if not line or accuracy > line[-1][1]:
+            line.append((speed, accuracy))
+    return line[::-1]
+
+
 def plot_plans(planned: Sequence[Planned], others: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Figure:
     """Importance removed over predicted latency: all plans that none beats a line, others points.
 

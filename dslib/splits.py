@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import BadConfig
+from .errors import BadConfig, BadData
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -91,6 +91,21 @@ class FolderSplit:
         folder = _with_transform(self.folder, self.resize)
         images = torch.stack([folder[int(i)][0] for i in order])
         return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+
+
+def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
+    """All but some of the images, the same at every call; and these.
+
+    Raises:
+        BadData: if the images are not held in memory, or are too few.
+    """
+    if not isinstance(train, Split):
+        raise BadData("expected a dataset that is held in memory, to hold images back; this one is read from disk")
+    if len(train) <= count:
+        raise BadData(f"expected more than {count} training images, to hold that many back; found {len(train)}")
+    mixed = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).split([count, len(train) - count])
+    held, rest = (replace(train, images=train.images[part], labels=train.labels[part]) for part in mixed)
+    return rest, held
 
 
 def decoded_by(split: Split | FolderSplit, workers: int | None) -> Split | FolderSplit:

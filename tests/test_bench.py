@@ -9,9 +9,9 @@ from conftest import Tiny, randomise_batchnorm
 import dslib
 from dslib import affine, finetuning, hoisting, interpreting, layers
 from dslib.bench.borders import record_borders
+from dslib.bench.depths import record_depths
 from dslib.bench.exact import record_exact
 from dslib.bench.families import TIMM, TORCHVISION, frame, record_families
-from dslib.bench.frontier import record_frontier
 from dslib.bench.fuzz import LIMIT32, LIMIT64, fuzz_merge
 from dslib.bench.memory import record_memory
 from dslib.datasets import find_file
@@ -92,26 +92,26 @@ def test_borders_are_measured_in_one_run():
     assert min(values["merge_seconds"]) > 0
 
 
-def test_a_frontier_without_labels(monkeypatch, digits):
-    from dslib.bench import frontier
+def test_every_depth_without_labels(monkeypatch, digits):
+    from dslib.bench import depths
 
     model = Loaded(randomise_batchnorm(Tiny()), True)
-    monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
-    monkeypatch.setattr(frontier, "load_model", lambda *_: model)
-    record = record_frontier(
+    monkeypatch.setattr(depths, "load_data", lambda *_: digits)
+    monkeypatch.setattr(depths, "load_model", lambda *_: model)
+    record = record_depths(
         "tiny", "digits", count=64, rank_count=32, random_masks=1, options={"width": 2, "wide": True}
     )
     assert record.command.endswith("--weights default --model-option width=2 --model-option wide=true")
     values = record.values
-    assert [row["k"] for row in values["frontier"]] == [3, 2, 1, 0]
-    assert [len(row["removed"]) for row in values["frontier"]] == [0, 1, 2, 3]
-    assert values["frontier"][0]["agreement"] == 1.0
-    assert all(0 <= row["agreement"] <= 1 and row["seconds"] > 0 for row in values["frontier"][1:])
+    assert [row["k"] for row in values["depths"]] == [3, 2, 1, 0]
+    assert [len(row["removed"]) for row in values["depths"]] == [0, 1, 2, 3]
+    assert values["depths"][0]["agreement"] == 1.0
+    assert all(0 <= row["agreement"] <= 1 and row["seconds"] > 0 for row in values["depths"][1:])
     assert [row["k"] for row in values["random"]] == [1]
     assert values["val_images"] == 96
-    monkeypatch.setattr(frontier, "load_model", lambda *_: model._replace(trained=False))
+    monkeypatch.setattr(depths, "load_model", lambda *_: model._replace(trained=False))
     with pytest.raises(BadModel, match="with weights 'none' is not trained for digits"):
-        record_frontier("tiny", "digits", weights="none")
+        record_depths("tiny", "digits", weights="none")
 
 
 def test_memory_of_a_calibration():

@@ -153,9 +153,18 @@ def test_wrong_arguments_are_named_before_any_setup(dev, capsys, argv):
     assert dev.calls == []
 
 
-def test_arguments_of_test_reach_pytest(dev):
-    assert dev.main(["test", "-k", "merge"]) == 0
-    assert dev.calls[-1].endswith("-m pytest --nbval -k merge")
+def test_arguments_of_test_reach_pytest_which_shares_the_cores(dev, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    given = []
+    monkeypatch.setattr(dev, "tool", lambda *args, **env: given.append((args, env)) or 0)
+    for cores, workers, threads in ((1, "1", "1"), (2, "2", "1"), (32, "4", "8")):
+        monkeypatch.setattr(dev.os, "cpu_count", lambda cores=cores: cores)
+        assert dev.main(["test", "-k", "merge"]) == 0
+        words = ("python", "-m", "pytest", "--nbval", "-n", workers, "--dist", "loadfile", "-k", "merge")
+        assert given[-1] == (words, {"OMP_NUM_THREADS": threads})
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    dev.main(["test"])
+    assert given[-1][1] == {"OMP_NUM_THREADS": "3"}
 
 
 def test_book_shows_committed_outputs_unless_told_to_execute(dev, monkeypatch):

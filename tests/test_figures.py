@@ -59,9 +59,9 @@ def test_growth_is_drawn_in_thousands():
     assert [line.get_ydata().tolist() for line in lines] == [[1.0, 2.0], [0.5, 4.0]]
 
 
-def test_a_frontier_shows_ranked_and_random_masks():
+def test_depths_ranked_and_random_masks():
     accuracy = pd.Series({2: 0.5, 1: 0.25})
-    line, points = plots.plot_frontier(accuracy, [(1, 0.125)]).axes[0].lines
+    line, points = plots.plot_depths(accuracy, [(1, 0.125)]).axes[0].lines
     assert line.get_xydata().tolist() == [[2.0, 50.0], [1.0, 25.0]]
     assert points.get_xydata().tolist() == [[1.0, 12.5]]
 

@@ -66,6 +66,7 @@ LAYERS = [
     "importance",
     "planning",
     "rivals",
+    "baselines",
     "recipes",
     "exporting",
     "comparing",

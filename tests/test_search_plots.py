@@ -54,3 +54,22 @@ def test_plans_and_other_masks():
     assert points(axes.lines[0]) == [(5, 2), (9, 0), (12, 0)]
     assert points(axes.lines[1]) == [(12, 4)]
     assert axes.get_ylabel() == "importance removed, nats"
+
+
+def test_the_frontier_is_what_nothing_beats():
+    assert search_plots.unbeaten([(10, 0.9), (20, 0.8), (15, 0.7), (30, 0.8), (5, 0.95)]) == [
+        (5, 0.95),
+        (10, 0.9),
+        (30, 0.8),
+    ]
+    frame = pd.DataFrame({
+        "method": ["planner", "planner", "layers"], "speedup": [1.5, 1.5, 1.5], "images_per_s": [300.0, 320.0, 305.0],
+        "accuracy": [0.9, 0.92, 0.8],
+    })  # fmt: skip
+    axes = search_plots.plot_frontier(frame, (200.0, 0.95), "two cores").axes[0]
+    planner, layers = (container.lines[0] for container in axes.containers)
+    assert points(planner) == [(310, 91)]
+    assert points(layers) == [(305, 80)]
+    stepped = next(line for line in axes.lines if line.get_label() == "nothing is faster and better")
+    assert points(stepped) == [(200, 95), (310, 91)]
+    assert axes.get_title() == "two cores"

@@ -12,7 +12,7 @@ from ..importance import rank
 from ..models import load_model
 from ..records import Record, as_words, commit
 from ..sites import find_sites
-from .frontier import calibrated_row
+from .depths import calibrated_row
 
 GIVEN = {  # kept sites, numbered from 0: masks for MobileNetV2's 17 that calibration was first tried on
     "given k=12": (0, 1, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16),

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import splits
 from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data
-from ..errors import BadData, require
 from ..evaluating import evaluate
 from ..finetuning import Finetune, finetune
 from ..importance import loss_on
@@ -87,15 +87,6 @@ def name_of(plan: Plan) -> str:
 
 
 def hold_back(data: Data, count: int) -> tuple[Data, Split]:
-    """The data without some of its training images, the same at every call; and these.
-
-    Raises:
-        BadData: if the images are not held in memory, or are too few.
-    """
-    require(isinstance(data.train, Split), f"{data.name}: expected a dataset that is held in memory", BadData)
-    assert isinstance(data.train, Split)
-    every = data.train
-    require(len(every) > count, f"{data.name}: expected more than {count} training images, found {len(every)}", BadData)
-    mixed = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).split([count, len(every) - count])
-    held, rest = (replace(every, images=every.images[part], labels=every.labels[part]) for part in mixed)
+    """The data without some of its training images; and these. Raises as `splits.hold_back`."""
+    rest, held = splits.hold_back(data.train, count)
     return replace(data, train=rest), held

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..errors import BadConfig, DslibError, first_line, require
 from ..records import Record
@@ -23,14 +28,16 @@ class Rows:
         idle: whether rows that were measured on a busy machine are measured again.
         selecting: settings that only say which rows there are: the file may be of others; then the record is of both.
         hours: no row is begun after so many; those that are not are `missing`.
+        shared: whether other processes of this machine may add rows to the file meanwhile, see `claimed`.
     Raises:
         BadConfig: if the file is a record of other settings, or of another machine.
     """
 
     def __init__(
         self, record: Record, out: Path | None, idle: bool = False, selecting: Collection[str] = (),
-        hours: float | None = None,
+        hours: float | None = None, shared: bool = False,
     ) -> None:  # fmt: skip
+        self._locks = _locks(out) if shared and out is not None else None
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit, self._idle = record.commit, idle
         self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
@@ -66,7 +73,7 @@ class Rows:
         """
         rows: list[dict[str, Any]] = self.record.values["rows"]
         key = _as_read(key)
-        before = self._find(key)
+        before = self.find(key)
         if before is not None:
             return before
         if time.monotonic() > self._end and not short:
@@ -79,19 +86,48 @@ class Rows:
                 raise
             kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
             row = {**key, "error": kind + first_line(error)}
-        rows[:] = [*(other for other in rows if not other.items() >= key.items()), row]
-        if self._out is not None:
-            self.record.save(self._out)
+        with nullcontext() if self._locks is None else FileLock(self._locks / "record.lock"):
+            self._catch_up()
+            rows[:] = [*(other for other in rows if not other.items() >= key.items()), row]
+            if self._out is not None:
+                self.record.save(self._out)
         return row
+
+    @contextmanager
+    def claimed(self, key: Mapping[str, Any]) -> Iterator[bool]:
+        """Whether this process may make the row, within the block; not while another one does."""
+        if self._locks is None:
+            yield True
+            return
+        name = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        try:
+            with FileLock(self._locks / f"{name}.lock", blocking=False):
+                yield True
+        except Timeout:
+            yield False
 
     def miss(self, key: Mapping[str, Any]) -> None:
         """A row that could not be begun."""
         self.missing.append(", ".join(f"{name} {value}" for name, value in key.items()))
 
-    def _find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+    def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row with this key, if it stands there and is not to be made again."""
+        self._catch_up()
         rows = (row for row in self.record.values["rows"]
                 if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
-        return next((row for row in rows if row.items() >= key.items()), None)
+        return next((row for row in rows if row.items() >= _as_read(key).items()), None)
+
+    def _catch_up(self) -> None:
+        """Read the rows that others have added."""
+        if self._locks is not None and self._out is not None and self._out.exists():
+            self.record.values["rows"][:] = Record.load(self._out).values["rows"]
+
+
+def _locks(out: Path) -> Path:
+    """A folder for this machine's claims to the rows of a record."""
+    folder = Path(tempfile.gettempdir()) / f"dslib-{sha256(str(out.resolve()).encode()).hexdigest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _both(before: Any, now: Any) -> Any:

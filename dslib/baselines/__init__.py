@@ -1,0 +1,29 @@
+"""Rivals, each a function (model, data, budget, effort) -> trained network within the budget, and its record.
+
+All spend the same time, search included; latencies are measured by the same harness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..datasets import Data
+from .blocks import layers
+from .budget import Budget
+from .channels import magnitude, taylor, uniform
+from .depth import depthshrinker, given_masks, layer_folding, narrow_and_shrunk, planner
+from .evolution import metapruning
+from .result import Pruned
+from .tuning import Effort
+
+Method = Callable[[nn.Module, Data, Budget, Effort], Pruned]
+METHODS: dict[str, Method] = {
+    "uniform": uniform, "magnitude": magnitude, "taylor": taylor, "layers": layers, "metapruning": metapruning,
+    "layer-folding": layer_folding, "depthshrinker": depthshrinker, "given-masks": given_masks, "planner": planner,
+    "narrow-and-shrunk": narrow_and_shrunk,
+}  # fmt: skip
+OURS = ("planner", "narrow-and-shrunk")
+
+__all__ = ["METHODS", "OURS", "Budget", "Effort", "Method", "Pruned"]

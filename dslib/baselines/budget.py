@@ -1,0 +1,87 @@
+"""How fast a network must become, as measured; and the least change that makes it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from ..blocks import in_channels
+from ..errors import BadConfig, require
+from ..graphs import dtype_of
+from ..measuring import Timing, measure
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many times as fast as the original, on this device.
+
+    Args:
+        speedup: ratio of median latencies at least, BatchNorm folded on both sides, measured in turns.
+        image_size: side in pixels.
+        batch_size: images a batch.
+        runtime, precision: as for `measure`.
+        rounds: measurements of each network.
+    """
+
+    speedup: float
+    image_size: int
+    batch_size: int = 8
+    runtime: str = "eager"
+    precision: str | None = None
+    rounds: int = 11
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require(self.speedup > 1, f"speedup: expected more than 1, found {self.speedup:g}")
+        require(min(self.batch_size, self.image_size, self.rounds) > 0,
+                "batch_size, image_size, rounds: expected 1 or more of each")  # fmt: skip
+
+    def timing(self, original: nn.Module, network: nn.Module) -> Timing:
+        """Latencies of `original` and `network`, in turns."""
+        device = next(original.parameters()).device
+        shape = (self.batch_size, in_channels(original), self.image_size, self.image_size)
+        images = torch.randn(*shape, device=device, dtype=dtype_of(original))
+        networks = {"original": original, "network": network}
+        return measure(networks, images, self.rounds, runtime=self.runtime, precision=self.precision)
+
+    def reached(self, original: nn.Module, network: nn.Module) -> float:
+        """How many times as fast as the original the network is."""
+        return self.timing(original, network).speedup("network", over="original")[0]
+
+
+def least(
+    budget: Budget, original: nn.Module, make: Callable[[float], tuple[nn.Module, T]], steps: int = 6, what: str = "it"
+) -> tuple[T, float]:
+    """What the smallest strength gives that meets the budget, and how many times as fast that is.
+
+    Halves the interval of strengths; latency should fall as the strength grows.
+
+    Args:
+        budget: to be met.
+        original: that latencies are compared with.
+        make: strength, 0 (nothing) to 1 (all that the method can do) -> a network of the right shape, and a result.
+        steps: halvings.
+        what: the method, for the message.
+    Raises:
+        BadConfig: if not even the strength 1 meets the budget; says how fast that is.
+    """
+    network, best = make(1.0)
+    speed = budget.reached(original, network)
+    require(speed >= budget.speedup, f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
+            f"original on {budget.runtime}, expected {budget.speedup:g}", BadConfig)  # fmt: skip
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        network, found = make(middle)
+        reached = budget.reached(original, network)
+        if reached >= budget.speedup:
+            high, best, speed = middle, found, reached
+        else:
+            low = middle
+    return best, speed

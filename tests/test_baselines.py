@@ -1,0 +1,224 @@
+"""Rivals: each meets its budget, ends trained, and says what it did; equal time; widths of a slim network are exact."""
+
+import copy
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import randomise_batchnorm, wide
+from torch import nn
+
+import dslib
+from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
+from dslib.baselines.budget import least
+from dslib.baselines.slim import Macs, Slim, find_groups
+from dslib.errors import BadConfig, BadData, BadModel, DslibError
+from dslib.finetuning import Finetune
+from dslib.profiling import CostTable
+from dslib.schedules import Train
+from dslib.splits import hold_back
+from dslib.training import cross_entropy, train
+
+FULL = {"width_mult": 0.35}
+
+
+@pytest.fixture
+def network():
+    """A narrow MobileNetV2 with random statistics."""
+    return randomise_batchnorm(dslib.load_model("mobilenet_v2", list("0123456789"), options=FULL).model).eval()
+
+
+@pytest.fixture
+def by_work(monkeypatch):
+    """Latencies as multiply-accumulates and layers say: the same on every machine, however busy."""
+
+    def cost(network, size):
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
+        return dslib.count_macs(network, (3, size, size)) / 1e4 + 3 * convolutions
+
+    def reached(self, original, network):
+        return cost(original, self.image_size) / cost(network, self.image_size)
+
+    monkeypatch.setattr(Budget, "reached", reached)
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """A clock that every part of the work moves by a tenth of a second, and images that take a hundredth each."""
+
+    @contextmanager
+    def part(self, name):
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + 0.1
+
+    monkeypatch.setattr(tuning.Clock, "part", part)
+    for module in (tuning, depth):
+        monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
+    monkeypatch.setattr(depth, "profile", lambda _, sites, *__, **___: costs(sites.names))
+    monkeypatch.setattr(evolution, "planned", lambda data, left, _, config: tuning.planned(data, left, 0.01, config))
+
+
+def costs(names):
+    """The same for each block: merged it is quicker."""
+    return CostTable(*(dict.fromkeys(names, ms) for ms in (5.0, 4.0, 3.0)), 20.0, 2, 16, "cpu", "eager")
+
+
+@pytest.fixture
+def trained(digits):
+    """A network that has learnt the digits, with widths to choose from."""
+    torch.manual_seed(0)
+    model = wide()
+    train(model, digits, cross_entropy(), Train(epochs=15, lr=0.4, batch_size=32))
+    return model.eval()
+
+
+EFFORT = Effort(seconds=8.0, batch_size=16, images=64, search_lr=0.2)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "given-masks"])
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_work, steady):
+    model = trained if pretrained else wide()
+    before = copy.deepcopy(model.state_dict())
+    effort = replace(EFFORT, pretrained=pretrained, distil=pretrained)
+    budget = Budget(1.2, 16, rounds=2)
+    done = METHODS[method](model, digits, budget, effort)
+    assert budget.reached(model, done.model) >= 1.2
+    assert done.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+    assert not done.model.training
+    assert done.record["seconds"]["training"] > 0
+    assert json.loads(json.dumps(done.record))["history"]
+    assert ("pretraining" in done.record["seconds"]) == (not pretrained and method not in ("uniform", "metapruning"))
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    if pretrained:
+        assert dslib.evaluate(done.model, digits.val) > 0.2  # twice chance, in a moment
+
+
+def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, digits, by_work, steady):
+    found = METHODS["metapruning"](trained, digits, Budget(1.5, 16), EFFORT).record
+    assert len(found["random_losses"]) == evolution.FIRST
+    assert found["candidates"] > evolution.FIRST
+    assert found["loss"] <= min(found["random_losses"])
+
+
+def test_a_budget_that_cannot_be_met_says_how_far_it_goes(trained, digits, by_work, steady):
+    for method in ("uniform", "layers", "metapruning", "layer-folding"):
+        with pytest.raises(DslibError, match=r"is \d+\.\d\d times as fast as the original .*, expected 1000"):
+            METHODS[method](trained, digits, Budget(1000.0, 16), EFFORT)
+
+
+def test_the_least_strength_that_meets_a_budget(by_work):
+    original = nn.Conv2d(3, 10_000, 1)  # 192 units of work and 3
+
+    def make(strength):
+        width = round(10_000 * (1 - strength)) or 1
+        return nn.Conv2d(3, width, 1), width
+
+    width, speed = least(Budget(2.0, 8), original, make, steps=12)
+    assert width == pytest.approx((195 / 2 - 3) / 192 * 10_000, abs=4)
+    assert 2 <= speed < 2.005
+    with pytest.raises(BadConfig, match=r"it: at its quickest the network is 64\.\d\d times as fast .*, expected 65"):
+        least(Budget(65.0, 8), original, make)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenetv2_050", "resnet18"])
+def test_a_slim_network_of_all_channels_is_the_network(name):
+    model = randomise_batchnorm(dslib.load_model(name, list("01")).model).eval()
+    images = torch.randn(4, 3, 32, 32)
+    slim = Slim(model, 32, ordered=True)
+    whole = [group.width for group in slim.groups]
+    torch.testing.assert_close(slim.extract(whole)(images), model(images), rtol=1e-3, atol=1e-4)
+    assert Macs(model, slim.groups, 32)(whole) == dslib.count_macs(model, (3, 32, 32))
+
+
+def test_what_is_extracted_computes_what_the_slim_network_does(network):
+    slim = Slim(network, 32, ordered=True).train()
+    for module in slim.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.Linear) and module.in_features == 8:  # the generators' second layers
+            nn.init.normal_(module.weight, std=0.01)
+    widths = slim.rounded([0.3 + 0.05 * (i % 9) for i in range(len(slim.groups))])
+    images = torch.randn(8, 3, 32, 32)
+    slim.choose(widths)
+    expected = slim(images)
+    small = slim.extract(widths)
+    assert dslib.count_macs(small, (3, 32, 32)) == Macs(network, slim.groups, 32)(widths)
+    dslib.evaluating.recalibrate_batchnorm(small, [images])
+    for norm in small.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train()  # by the batch, as the slim one
+    torch.testing.assert_close(small(images), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(small.features[1].conv[0][0].weight, network.features[1].conv[0][0].weight[: widths[-1]])
+
+
+def test_channels_are_put_in_the_order_of_their_norms(network):
+    slim = Slim(network, 32, ordered=True)
+    for group in slim.groups:
+        layers = [slim.network.get_submodule(name) for name in group.makers]
+        norms = sum(layer.conv.weight.abs().flatten(1).sum(1) for layer in layers if hasattr(layer, "conv"))
+        assert norms.tolist() == sorted(norms.tolist(), reverse=True)
+
+
+def test_networks_that_share_channels_otherwise_are_refused():
+    with pytest.raises(BadModel, match="its channels are not shared one for one"):
+        find_groups(dslib.load_model("densenet121", list("01")).model, 32)
+
+
+def test_blocks_that_can_go_whole(network):
+    names = blocks.removable(network, 32)
+    assert names == [f"features.{i}" for i in (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)]
+    small = blocks.without(network, names)
+    assert isinstance(small.features[3], nn.Identity)
+    assert not isinstance(network.features[3], nn.Identity)
+    assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    with pytest.raises(BadModel, match="no block gives maps of the shape that it takes"):
+        blocks.removable(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), 8)
+
+
+def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
+    pytest.importorskip("openvino")
+    images = torch.randn(2, 3, 32, 32)
+    before = copy.deepcopy(network.state_dict())
+    for is_global in (False, True):
+        small = channels.cut(network, 0.5, 32, is_global, channels.magnitudes)
+        assert dslib.count_parameters(small) < 0.7 * dslib.count_parameters(network)
+        outputs = small(images)
+        assert outputs.shape == (2, 10)
+        for runtime in ("eager", "onnxruntime", "openvino"):
+            timing = dslib.measure({"small": small}, images, rounds=1, runtime=runtime)
+            assert timing.median("small") > 0
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    assert channels.cut(network, 0.0, 32, False, channels.magnitudes) is not network
+
+
+def test_small_channels_go_first(network):
+    with torch.no_grad():
+        for layer in (network.features[2].conv[0][0], network.features[2].conv[1][0]):
+            layer.weight[::2] *= 1e-3
+        network.features[2].conv[2].weight[:, ::2] *= 1e-3
+    small = channels.cut(network, 0.5, 32, False, channels.magnitudes)
+    kept = small.features[2].conv[0][0].weight
+    assert len(kept) == 24
+    assert torch.equal(kept, network.features[2].conv[0][0].weight[1::2])
+
+
+def test_a_part_of_the_images_fills_the_time(digits):
+    config = Finetune(batch_size=32)
+    part = tuning.planned(digits, seconds=10.0, each=0.1, config=config)
+    assert (len(part.data.train), part.epochs) == (100, 1)
+    part = tuning.planned(digits, seconds=50.0, each=0.1, config=config)
+    assert (len(part.data.train), part.epochs) == (166, 3)
+    with pytest.raises(BadConfig, match="1 s are left for a training, a batch takes 3.2 s: give more seconds"):
+        tuning.planned(digits, seconds=1.0, each=0.1, config=config)
+
+
+def test_held_back_images_are_not_among_the_rest(digits):
+    rest, held = hold_back(digits.train, 40)
+    assert (len(rest), len(held)) == (len(digits.train) - 40, 40)
+    both = torch.cat([rest.images, held.images]).flatten(1).double().sum(1).sort()[0]
+    assert torch.equal(both, digits.train.images.flatten(1).double().sum(1).sort()[0])
+    with pytest.raises(BadData, match=f"expected more than {len(digits.train)} training images"):
+        hold_back(digits.train, len(digits.train))
