@@ -149,8 +149,13 @@ def plan_bench(out: Path | None, **given: Any) -> None:
 @click.option("--method", "methods", multiple=True, default=Frontier.methods, show_default=True,
               help=f"Of {', '.join(METHODS)}.")  # fmt: skip
 @click.option("--speedup", "speedups", type=float, multiple=True, default=Frontier.speedups, show_default=True)
-@click.option("--repeated", type=float, multiple=True, default=Frontier.repeated, show_default=True,
-              help="Speed-ups with all seeds; the others have one.")  # fmt: skip
+@click.option(
+    "--repeated", type=float, multiple=True, help="Speed-ups with all seeds, the others have one; default all."
+)
+@click.option("--lr", "lrs", type=float, multiple=True, default=Frontier.lrs, show_default=True,
+              help="Tried for each method, by the usual recipe.")  # fmt: skip
+@click.option("--gentle-lr", "gentle_lrs", type=float, multiple=True, default=Frontier.gentle_lrs, show_default=True,
+              help="Tried for each method, by the gentle recipe.")  # fmt: skip
 @runtime_option
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Default float32.")
 @device_option

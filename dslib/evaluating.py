@@ -98,9 +98,9 @@ def batchnorm_drift(model: nn.Module, images: Tensor) -> pd.DataFrame:
         images: (N, 3, H, W).
 
     Returns:
-        One row a BatchNorm, in the order of the calls: `mean`, the distance of channels' means from the stored ones, in
-        stored standard deviations (root mean square over channels), and `spread`, the standard deviation over the
-        stored one (geometric mean over channels). 0 and 1 where nothing drifts.
+        One row a BatchNorm of maps, in the order of the calls (the last one of each): `mean`, the distance of channels'
+        means from the stored ones, in stored standard deviations (median over channels), and `spread`, the standard
+        deviation over the stored one (geometric mean over channels). 0 and 1 where nothing drifts.
     """
     found: dict[str, dict[str, float]] = {}
 
@@ -111,13 +111,13 @@ def batchnorm_drift(model: nn.Module, images: Tensor) -> pd.DataFrame:
         var, mean = torch.var_mean(F.pad(given[0], [-side for side in ring]), (0, 2, 3))
         stored = (norm.running_var + norm.eps).sqrt()
         found[name] = {
-            "mean": ((mean - norm.running_mean) / stored).square().mean().sqrt().item(),
+            "mean": ((mean - norm.running_mean) / stored).abs().median().item(),
             "spread": ((var + norm.eps).sqrt() / stored).log().mean().exp().item(),
         }
 
     model = copy.deepcopy(model).eval()
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.register_forward_pre_hook(partial(look, name))
     model(images.to(next(model.parameters()).device))
     return pd.DataFrame.from_dict(found, orient="index", columns=["mean", "spread"])

@@ -5,11 +5,11 @@ Each gives masks, those that keep most first: one for every k, but for the paper
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .datasets import Data
@@ -18,9 +18,9 @@ from .found import Found
 from .masks import Mask
 from .profiling import CostTable
 from .schedules import Train
-from .searching import Gate, add_gates
+from .searching import Gate, add_gates, gate_groups
 from .sites import Sites
-from .training import train
+from .training import cross_entropy, train
 
 Rival = Callable[[nn.Module, Data, Sites, CostTable, int], list[Mask]]
 PAPER_KEPT = {
@@ -74,27 +74,33 @@ def learned_slopes(model: nn.Module, data: Data, sites: Sites, cost: CostTable, 
 
     Source: Dror et al., Layer Folding, 2021; here the activations of a site share one degree.
     """
-    return masks_of(sites, train_slopes(model, data, sites, Train(epochs=2, lr=0.04, batch_size=64, seed=seed)))
+    return masks_of(sites, train_slopes(model, data, sites, Train(epochs=2, lr=0.04, batch_size=64, seed=seed))[0])
 
 
-def train_slopes(model: nn.Module, data: Data, sites: Sites, config: Train, weight: float = 0.1) -> dict[str, float]:
-    """Site name -> how much of its activations is left, 0 to 1.
+def train_slopes(
+    model: nn.Module, data: Data, sites: Sites, config: Train, weight: float = 0.1, lr_scale: float = 10.0
+) -> tuple[dict[str, float], nn.Module]:  # fmt: skip
+    """How much of each site's activations is left, from 0 on, 1 at first; and a copy with the weights trained for it.
 
-    The loss is that of the labels, and `weight` times the mean over sites of 1 - (1 - m)^2.
+    The loss is that of the labels, and `weight` times the mean of what is left (the paper's term has no gradient where
+    all is left). What is left moves `lr_scale` times as quickly as the weights.
     """
     sloped, gates = add_gates(model, sites, Slope)
     gates.to(next(model.parameters()).device)
+    plain = cross_entropy(config.label_smoothing)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        bent = 1 - (1 - gates.m).square()
-        return F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing) + weight * bent.mean()
+        return plain(network, images, labels) + weight * gates.m.mean()
 
     def settle(_: float) -> None:
-        gates.m.data.clamp_(0, 1)
+        gates.m.data.clamp_(min=0)
 
-    train(sloped, data, loss, config, before_step=settle, title="slopes")
+    train(sloped, data, loss, config, before_step=settle, parameters=gate_groups(sloped, gates, config, lr_scale),
+          title="slopes")  # fmt: skip
     settle(1.0)
-    return dict(zip(gates.names, gates.m.tolist(), strict=True))
+    trained, state = copy.deepcopy(model), sloped.state_dict()
+    trained.load_state_dict({name: state[name] for name in trained.state_dict()})
+    return dict(zip(gates.names, gates.m.tolist(), strict=True)), trained
 
 
 RIVALS: dict[str, Rival] = {

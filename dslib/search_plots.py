@@ -85,18 +85,18 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
 
     Args:
         frame: columns `method`, `speedup` (the budget), `images_per_s` and `accuracy` (0 to 1), one row a network; all
-            of one device and runtime.
+            of one device and runtime. Rows without accuracy failed, and are left out.
         original: throughput and accuracy of the network that all begin with.
         title: device and runtime.
     """
     figure, axes = new_figure(7.5, 4.2)
     best = [] if original is None else [original]
-    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+    for i, (method, part) in enumerate(frame.dropna(subset=["accuracy"]).groupby("method", sort=False)):
         points = part.groupby("speedup")[["images_per_s", "accuracy"]]
         mean, spread = points.mean(), points.std().fillna(0.0)
         axes.errorbar(mean["images_per_s"], 100 * mean["accuracy"], xerr=spread["images_per_s"],
-                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=COLOURS[i % 8], capsize=3,
-                      linewidth=1, label=method)  # fmt: skip
+                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=COLOURS[i % 8],
+                      capsize=3, linewidth=1, label=method)  # fmt: skip
         best += list(mean.itertuples(index=False, name=None))
     line = unbeaten(best)
     axes.step(*zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True), where="pre", color="#000000",

@@ -212,8 +212,8 @@ def search(
     history = train(
         gated, data, loss, config,
         before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
-        after_epoch=note, parameters=_groups(gated, gates, config), checkpoint=checkpoint, about=str(savings.tolist()),
-        title="search", log=log,
+        after_epoch=note, parameters=gate_groups(gated, gates, config, config.gate_lr_scale), checkpoint=checkpoint,
+        about=str(savings.tolist()), title="search", log=log,
     )  # fmt: skip
     m = dict(zip(gates.names, gates.m.tolist(), strict=True))
     return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))
@@ -240,8 +240,9 @@ def k_at(progress: float, config: Search, sites: int) -> int:
     return config.k + round((sites - config.k) * (1 - progress / config.anneal))
 
 
-def _groups(gated: nn.Module, gates: Gates, config: Search) -> list[dict[str, Any]]:
+def gate_groups(gated: nn.Module, gates: Gates, config: Train, lr_scale: float) -> list[dict[str, Any]]:
+    """SGD groups of a gated network: weights as `groups` has them, and the gates' m with its own learning rate."""
     own = groups(gated, config)
     for group in own:
         group["params"] = [p for p in group["params"] if p is not gates.m]
-    return [*own, {"params": [gates.m], "weight_decay": 0.0, "lr_scale": config.gate_lr_scale}]
+    return [*own, {"params": [gates.m], "weight_decay": 0.0, "lr_scale": lr_scale}]

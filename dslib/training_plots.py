@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+HUES = tuple(colour for colour in COLOURS if colour != ORIGINAL)
 BETWEEN = (0.0, 0.25, 0.5, 0.75, 1.0)  # how far out the activations are that are always drawn
 
 
@@ -36,17 +37,35 @@ def plot_fade(t: float | None = None) -> Figure:
     return figure
 
 
-def plot_drift(drifts: Mapping[str, pd.DataFrame]) -> Figure:
+def plot_over_fade(frame: pd.DataFrame) -> Figure:
+    """Accuracy over how far activations are out, a line a column.
+
+    Args:
+        frame: index t, columns accuracies, 0 to 1.
+    """
+    figure, axes = new_figure(6.0, 3.2)
+    for i, name in enumerate(frame):
+        axes.plot(frame.index, 100 * frame[name], MARKERS[i % 8] + "-", color=HUES[i % len(HUES)], label=name)
+    axes.set(xlabel="t, how far out the activations are", ylabel="validation accuracy, %")
+    axes.legend(frameon=False)
+    return figure
+
+
+def plot_drift(drifts: Mapping[str, pd.DataFrame], removed: Collection[str] = ()) -> Figure:
     """How far each BatchNorm's inputs are from what it has stored, from the input of the network to its output.
 
     Args:
         drifts: name of a network -> `batchnorm_drift` of it.
+        removed: names of blocks whose BatchNorms are shaded.
     """
-    figure, panels = new_figure(8.0, 3.2, columns=2)
+    figure, panels = new_figure(8.0, 3.4, columns=2)
     for axes, column in zip(panels, ("mean", "spread"), strict=True):
         for i, (name, frame) in enumerate(drifts.items()):
-            axes.plot(np.arange(1, len(frame) + 1), frame[column], MARKERS[i] + "-", color=COLOURS[i % 8],
+            axes.plot(np.arange(1, len(frame) + 1), frame[column], MARKERS[i % 8] + "-", color=HUES[i % len(HUES)],
                       markersize=3, linewidth=1, label=name)  # fmt: skip
+        for place, norm in enumerate(next(iter(drifts.values())).index, 1):
+            if norm.startswith(tuple(f"{block}." for block in removed)):
+                axes.axvspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
         axes.set_xlabel("BatchNorm, counted from the input")
     panels[0].set_ylabel("distance of means, stored standard deviations")
     panels[1].set(ylabel="standard deviation / stored one", yscale="log")
@@ -64,34 +83,40 @@ def plot_curves(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], ori
     figure, axes = new_figure(6.5, 3.6)
     if original is not None:
         axes.axhline(100 * original, color=ORIGINAL, linestyle="--", label="original")
+    longest: list[int] = []
     for i, (name, histories) in enumerate(curves.items()):
         epochs = [row["epoch"] for row in histories[0]]
         paths = 100 * np.array([[row["val_accuracy"] for row in history] for history in histories])
+        colour = HUES[i % len(HUES)]
         if len(paths) > 1:
-            axes.plot(epochs, paths.T, color=COLOURS[i % 8], linewidth=0.7, alpha=0.6)
-        axes.plot(epochs, paths.mean(0), MARKERS[i % 8] + "-", color=COLOURS[i % 8], linewidth=2, label=name)
-    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xticks=epochs)
+            axes.plot(epochs, paths.T, color=colour, linewidth=0.7, alpha=0.6)
+        axes.plot(epochs, paths.mean(0), MARKERS[i % 8] + "-", color=colour, linewidth=2, label=name)
+        longest = max(longest, epochs, key=len)
+    axes.set(xlabel="epoch", ylabel="validation accuracy, %", xticks=longest)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
 def plot_gains(gains: Mapping[str, pd.DataFrame], published: Mapping[str, pd.Series]) -> Figure:
-    """Accuracy over plain finetuning's, in percentage points, of each way to finetune: ours filled, the paper's not.
+    """Accuracy over plain finetuning's, in points, of each other way: ours filled with its spread, the paper's not.
 
     Args:
-        gains: mask -> our rows: index the ways, columns `mean` and `std`, in points over the first way.
-        published: mask -> the paper's points over the first way, index the ways.
+        gains: mask -> our rows: index the ways, columns `mean` and `std` of the gain over plain finetuning.
+        published: mask, one of those -> the paper's gain, index the ways.
     """
     figure, axes = new_figure(6.5, 3.6)
     axes.axhline(0, color=ORIGINAL, linewidth=1)
-    kinds = [(f"mask {mask}, paper, ImageNet", None, series) for mask, series in published.items()]
-    kinds = [(f"mask {mask}, ours", frame["std"], frame["mean"]) for mask, frame in gains.items()] + kinds
-    for i, (name, std, values) in enumerate(kinds):
-        place = np.arange(len(values)) + 0.08 * (i - (len(kinds) - 1) / 2)
-        colour = COLOURS[i % len(gains)]
-        axes.errorbar(place, values, yerr=std, fmt=MARKERS[i % len(gains)], color=colour, capsize=3, label=name,
-                      markerfacecolor=colour if std is not None else "none")  # fmt: skip
-    axes.set_xticks(range(len(values)), list(values.index))
-    axes.set_ylabel("accuracy over plain finetuning's, points")
-    axes.legend(frameon=False)
+    ways = list(next(iter(gains.values())).index)
+    step = 0.8 / (2 * len(gains))
+    for i, (mask, frame) in enumerate(gains.items()):
+        colour, marker = HUES[i % len(HUES)], MARKERS[i % 8]
+        place = np.arange(len(ways)) + step * (i - len(gains) + 0.5)
+        axes.errorbar(place, frame["mean"], yerr=frame["std"], fmt=marker, color=colour, capsize=3,
+                      label=f"mask {mask}, ours")  # fmt: skip
+        if mask in published:
+            axes.plot(place + step * len(gains), published[mask][ways], marker, color=colour, markerfacecolor="none",
+                      label=f"mask {mask}, paper")  # fmt: skip
+    axes.set_xticks(range(len(ways)), ways)
+    axes.set(xlim=(-0.6, len(ways) - 0.4), ylabel="accuracy over plain finetuning's, points")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -14,9 +14,11 @@ import dslib
 from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
 from dslib.baselines.budget import least
 from dslib.baselines.slim import Macs, Slim, find_groups
-from dslib.errors import BadConfig, BadData, BadModel, DslibError
+from dslib.baselines.tuning import Clock
+from dslib.errors import BadConfig, BadData, BadModel
 from dslib.finetuning import Finetune
 from dslib.profiling import CostTable
+from dslib.rivals import PAPER_KEPT
 from dslib.schedules import Train
 from dslib.splits import hold_back
 from dslib.training import cross_entropy, train
@@ -56,6 +58,7 @@ def steady(monkeypatch):
     monkeypatch.setattr(tuning.Clock, "part", part)
     for module in (tuning, depth):
         monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
+    monkeypatch.setattr(depth, "SEARCHING", 1.0)
     monkeypatch.setattr(depth, "profile", lambda _, sites, *__, **___: costs(sites.names))
     monkeypatch.setattr(evolution, "planned", lambda data, left, _, config: tuning.planned(data, left, 0.01, config))
 
@@ -90,7 +93,8 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
     assert not done.model.training
     assert done.record["seconds"]["training"] > 0
     assert json.loads(json.dumps(done.record))["history"]
-    assert ("pretraining" in done.record["seconds"]) == (not pretrained and method not in ("uniform", "metapruning"))
+    whole = ("uniform", "metapruning", "narrow-and-shrunk")  # which train what they end with from nothing
+    assert ("pretraining" in done.record["seconds"]) == (not pretrained and method not in whole)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
     if pretrained:
         assert dslib.evaluate(done.model, digits.val) > 0.2  # twice chance, in a moment
@@ -105,8 +109,23 @@ def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, d
 
 def test_a_budget_that_cannot_be_met_says_how_far_it_goes(trained, digits, by_work, steady):
     for method in ("uniform", "layers", "metapruning", "layer-folding"):
-        with pytest.raises(DslibError, match=r"is \d+\.\d\d times as fast as the original .*, expected 1000"):
+        with pytest.raises(BadConfig, match=r"is \d+\.\d\d times as fast as the original .*, expected 1000"):
             METHODS[method](trained, digits, Budget(1000.0, 16), EFFORT)
+
+
+def test_the_papers_masks_as_a_baseline(network, digits, by_work, steady):
+    effort = replace(EFFORT, pretrained=False, distil=False)
+    done = METHODS["given-masks"](network, digits, Budget(1.2, 32), effort)
+    kept = [f"features.{i + 1}" for i in range(17) if f"features.{i + 1}" not in done.record["removed"]]
+    assert kept in [[f"features.{i + 1}" for i in part] for part in PAPER_KEPT.values()]
+    assert "pretraining" not in done.record["seconds"]
+
+
+def test_a_method_spends_what_it_may(trained, digits):
+    """On the real clock, of this process alone."""
+    effort = replace(EFFORT, seconds=6.0, distil=False)
+    done = METHODS["uniform"](trained, digits, Budget(1.01, 16, rounds=1), effort)
+    assert 3 < sum(done.record["seconds"].values()) < 9
 
 
 def test_the_least_strength_that_meets_a_budget(by_work):
@@ -116,11 +135,24 @@ def test_the_least_strength_that_meets_a_budget(by_work):
         width = round(10_000 * (1 - strength)) or 1
         return nn.Conv2d(3, width, 1), width
 
-    width, speed = least(Budget(2.0, 8), original, make, steps=12)
+    clock = Clock(1.0, torch.device("cpu"))
+    width = least(Budget(2.0, 8), original, make, clock, steps=12)
     assert width == pytest.approx((195 / 2 - 3) / 192 * 10_000, abs=4)
-    assert 2 <= speed < 2.005
+    assert set(clock.spent) == {"choosing"}
     with pytest.raises(BadConfig, match=r"it: at its quickest the network is 64\.\d\d times as fast .*, expected 65"):
-        least(Budget(65.0, 8), original, make)
+        least(Budget(65.0, 8), original, make, clock)
+
+
+def test_one_lucky_measurement_does_not_decide(monkeypatch):
+    def reached(self, original, network):
+        return network.out_channels / 8 * (1.3 if self.rounds == 1 else 1.0)
+
+    def make(strength):
+        return nn.Conv2d(3, round(16 * strength) or 1, 1), strength
+
+    monkeypatch.setattr(Budget, "reached", reached)
+    found = least(Budget(1.0, 8, rounds=1), nn.Conv2d(3, 1, 1), make, Clock(1.0, torch.device("cpu")), 4)
+    assert found == 0.5
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenetv2_050", "resnet18"])
@@ -182,8 +214,8 @@ def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
     pytest.importorskip("openvino")
     images = torch.randn(2, 3, 32, 32)
     before = copy.deepcopy(network.state_dict())
-    for is_global in (False, True):
-        small = channels.cut(network, 0.5, 32, is_global, channels.magnitudes)
+    for compete in (False, True):
+        small = channels.cut(network, 0.5, 32, channels.magnitudes, compete)
         assert dslib.count_parameters(small) < 0.7 * dslib.count_parameters(network)
         outputs = small(images)
         assert outputs.shape == (2, 10)
@@ -191,7 +223,7 @@ def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
             timing = dslib.measure({"small": small}, images, rounds=1, runtime=runtime)
             assert timing.median("small") > 0
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
-    assert channels.cut(network, 0.0, 32, False, channels.magnitudes) is not network
+    assert channels.cut(network, 0.0, 32, channels.magnitudes, False) is not network
 
 
 def test_small_channels_go_first(network):
@@ -199,7 +231,7 @@ def test_small_channels_go_first(network):
         for layer in (network.features[2].conv[0][0], network.features[2].conv[1][0]):
             layer.weight[::2] *= 1e-3
         network.features[2].conv[2].weight[:, ::2] *= 1e-3
-    small = channels.cut(network, 0.5, 32, False, channels.magnitudes)
+    small = channels.cut(network, 0.5, 32, channels.magnitudes, False)
     kept = small.features[2].conv[0][0].weight
     assert len(kept) == 24
     assert torch.equal(kept, network.features[2].conv[0][0].weight[1::2])

@@ -1,27 +1,29 @@
 """The frontier's benchmark: every method at every budget, shared by workers, resumed, failures told."""
 
 import multiprocessing
+import shlex
 import time
+from dataclasses import replace
+from functools import partial
 
 import pytest
-import torch
 from conftest import wide
 
 from dslib.baselines import METHODS, Pruned
 from dslib.bench import frontier
 from dslib.bench.frontier import Frontier, record_frontier, table
 from dslib.bench.rows import Rows
-from dslib.errors import BadConfig, BadModel
+from dslib.cli_bench_search import frontier_bench
+from dslib.errors import BadConfig, BadModel, require
 from dslib.models import Loaded
 from dslib.records import Record
 
 
 def half(model, data, budget, effort):
-    """A method: the same network, better with the second rate."""
+    """A method: the same network, however it is asked."""
     if budget.speedup == 9.0:
         raise BadConfig("not that fast")
-    calls.append((budget.speedup, effort.seed, effort.lr, len(data.train)))
-    torch.manual_seed(round(1000 * effort.lr))
+    calls.append((budget.speedup, effort.seed, effort.recipe, effort.lr, len(data.train)))
     return Pruned(model, {"seconds": {"training": 1.0}, "history": []})
 
 
@@ -30,44 +32,64 @@ calls = []
 
 @pytest.fixture
 def small(monkeypatch, digits):
-    """Two budgets, one of them out of reach, two seeds; methods that do nothing."""
+    """Two budgets, one of them out of reach, two seeds; a method that does nothing."""
     calls.clear()
     monkeypatch.setitem(METHODS, "half", half)
     monkeypatch.setattr(frontier, "load_data", lambda *_: digits)
-    monkeypatch.setattr(frontier, "load_model", lambda *_: Loaded(wide(), True))
-    accuracies = iter([0.1, 0.5, 0.2, 0.3, *[0.4] * 20])
+    monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), True))
+    accuracies = iter([0.9, 0.1, 0.5, 0.2, *[0.4] * 20])
     monkeypatch.setattr(frontier, "evaluate", lambda *_: next(accuracies))
-    return Frontier(methods=("half",), speedups=(1.5, 9.0), repeated=(1.5,), seeds=2, held=32, device="cpu")
+    return Frontier(methods=("half",), speedups=(1.2, 9.0), repeated=(1.2,), seeds=2, held=32, lrs=(0.1, 0.03),
+                    gentle_lrs=(0.01,), device="cpu")  # fmt: skip
 
 
-def test_points_with_the_rate_that_was_best_on_images_held_back(small, digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(Frontier, "middle", 1.5)
+def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
     told, out = [], tmp_path / "f.json"
     record = record_frontier(small, None, out, told.append)
     rows = record.values["rows"]
-    assert rows[0]["way"] == "original"
-    tried = [row for row in rows if "lr_tried" in row]
-    assert [row["accuracy"] for row in tried] == [0.5, 0.2, 0.3]
-    assert [call[2:] for call in calls[:3]] == [(lr, len(digits.train) - 32) for lr in frontier.USUAL]
-    assert calls[3:] == [(1.5, 0, frontier.USUAL[0], len(digits.train)), (1.5, 1, frontier.USUAL[0], len(digits.train))]
+    assert (rows[0]["way"], rows[0]["accuracy"]) == ("original", 0.9)
+    tried = [row for row in rows if "tried_at" in row]
+    assert [row["accuracy"] for row in tried] == [0.1, 0.5, 0.2]
+    few, all_ = len(digits.train) - 32, len(digits.train)
+    settings = [("usual", 0.1), ("usual", 0.03), ("gentle", 0.01)]
+    assert calls[:3] == [(1.5, 0, *one, few) for one in settings]
+    assert calls[3:] == [(1.2, seed, "usual", 0.03, all_) for seed in range(2)]
     (failed,) = [row for row in rows if "error" in row]
     assert (failed["speedup"], failed["seed"], failed["error"]) == (9.0, 0, "not that fast")
-    assert any("failed: not that fast (the same command tries it again)" in line for line in told)
+    assert any("failed: not that fast (the same command, with the same --out, tries it again)" in line for line in told)
     frame = table(record)
     assert len(frame) == 3
     assert {"accuracy", "macs", "parameters", "ms", "original_ms", "measured_speedup", "timing_busy"} <= set(frame)
+    assert frame["images_per_s"].iloc[0] == pytest.approx(8000 / frame["ms"].iloc[0])
+    assert frame["tuned"].iloc[0]
+    assert not frame["meets"].iloc[0]  # it is the network itself
     assert "found" not in frame
-    assert "--method half --speedup 1.5 --speedup 9.0" in record.command
     before = len(calls)
     again = record_frontier(small, None, out, told.append)
-    assert len(calls) == before
+    assert len(calls) == before  # but the one that failed was tried again
     assert len(again.values["rows"]) == len(rows)
+    assert sum(line.startswith("method half, speedup 9.0") for line in told) == 2
+
+
+def test_its_command_can_be_run(small):
+    record = record_frontier(small, 0.0, None, lambda _: None)
+    words = shlex.split(record.command)
+    assert words[:3] == ["dslib", "bench", "frontier"]
+    with frontier_bench.make_context("frontier", words[3:]) as context:
+        given = {"model": "mobilenet_v2", "speedups": (1.2, 9.0), "repeated": (1.2,), "lrs": (0.1, 0.03), "held": 32}
+        assert given.items() <= context.params.items()
+
+
+def test_methods_that_do_not_reach_the_budget_for_trials_say_so(small):
+    record = record_frontier(replace(small, tuned_at=9.0), None, None, lambda _: None)
+    points = [row for row in record.values["rows"] if "seed" in row and "accuracy" in row]
+    assert [(row["tuned"], row["recipe"], row["lr"]) for row in points] == [(False, "usual", 0.1)] * 2
 
 
 def test_what_is_missing_when_the_hours_are_over(small):
     told = []
     record_frontier(small, 0.0, None, told.append)
-    assert "missing: method half, speedup 1.5, seed 0 (the same command with the same --out makes it)" in told
+    assert "missing: method half, speedup 1.2, seed 0 (the same command with the same --out makes it)" in told
 
 
 def test_settings_are_checked(small, monkeypatch):
@@ -75,33 +97,43 @@ def test_settings_are_checked(small, monkeypatch):
         Frontier(methods=("hlf",))
     with pytest.raises(BadConfig, match="repeated: expected some of the speedups"):
         Frontier(speedups=(2.0,), repeated=(3.0,))
-    monkeypatch.setattr(frontier, "load_model", lambda *_: Loaded(wide(), False))
+    monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), False))
     with pytest.raises(BadModel, match="is not trained for the classes of imagenette"):
         record_frontier(small)
 
 
-def _add_rows(out):
-    """A worker: rows that take a moment each."""
+def _add_rows(out, log):
+    """A worker: rows that take a moment each; one of them fails."""
 
-    def make():
+    def make(number):
+        with log.open("a") as file:
+            file.write(f"{number}\n")
         time.sleep(0.05)
+        require(number != 5, "five")
         return {"made": 1}
 
     rows = Rows(Record("x", "x", {}, {}, {}, "c"), out, shared=True)
-    frontier._work(rows, [({"number": number}, make) for number in range(12)], lambda _: None)
+    frontier._work(rows, [({"number": number}, partial(make, number)) for number in range(12)], lambda _: None)
 
 
 def test_two_workers_share_the_rows_of_a_record(tmp_path, monkeypatch):
     monkeypatch.setattr(frontier, "PAUSE", 0.02)
-    out = tmp_path / "x.json"
+    out, log = tmp_path / "x.json", tmp_path / "log"
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_add_rows, args=(out,)) for _ in range(2)]
+    workers = [context.Process(target=_add_rows, args=(out, log)) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert sorted(row["number"] for row in Record.load(out).values["rows"]) == list(range(12))
+    assert sorted(map(int, log.read_text().split())) == list(range(12))  # each once, the one that failed too
+
+
+def test_a_second_process_of_other_settings_is_refused_before_the_first_row(tmp_path):
+    Rows(Record("x", "x", {"seconds": 1}, {}, {}, "c"), tmp_path / "x.json", shared=True)
+    with pytest.raises(BadConfig, match="is a record of other settings"):
+        Rows(Record("x", "x", {"seconds": 2}, {}, {}, "c"), tmp_path / "x.json", shared=True)
 
 
 def test_a_row_that_another_process_makes_is_not_claimed(tmp_path):

@@ -82,8 +82,17 @@ def test_slopes_blend_and_are_pushed_to_the_identity(tiny, digits):
     linear[1].keep(0)
     torch.testing.assert_close(sloped(x), linear[0](x))
     config = Train(epochs=2, lr=0.1, batch_size=32)
-    free, pushed = (train_slopes(model, digits, sites, config, weight) for weight in (0.0, 100.0))
+    (free, _), (pushed, trained) = (train_slopes(model, digits, sites, config, weight) for weight in (0.0, 100.0))
     assert sum(pushed.values()) < sum(free.values())
+    assert trained.state_dict().keys() == model.state_dict().keys()
+    assert not torch.equal(trained.head.weight, model.head.weight)
+
+
+def test_slopes_move_at_the_defaults(tiny, digits):
+    sites = dslib.find_sites(tiny, 16)
+    left, _ = train_slopes(tiny.float(), digits, sites, Train(epochs=2, lr=0.04, batch_size=64))
+    assert len(set(left.values())) == len(sites)  # no ties
+    assert max(abs(1 - one) for one in left.values()) > 0.02
 
 
 def test_the_first_mask_within_a_budget():

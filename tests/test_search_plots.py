@@ -63,8 +63,8 @@ def test_the_frontier_is_what_nothing_beats():
         (30, 0.8),
     ]
     frame = pd.DataFrame({
-        "method": ["planner", "planner", "layers"], "speedup": [1.5, 1.5, 1.5], "images_per_s": [300.0, 320.0, 305.0],
-        "accuracy": [0.9, 0.92, 0.8],
+        "method": ["planner", "planner", "layers", "uniform"], "speedup": 1.5,
+        "images_per_s": [300.0, 320.0, 305.0, None], "accuracy": [0.9, 0.92, 0.8, None],
     })  # fmt: skip
     axes = search_plots.plot_frontier(frame, (200.0, 0.95), "two cores").axes[0]
     planner, layers = (container.lines[0] for container in axes.containers)

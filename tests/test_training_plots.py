@@ -28,14 +28,19 @@ def test_an_activation_that_fades():
 
 def test_drift_of_each_network():
     frames = {
-        "torn": pd.DataFrame({"mean": [0.0, 2.0], "spread": [1.0, 4.0]}, index=["a", "b"]),
-        "anew": pd.DataFrame({"mean": [0.0, 0.1], "spread": [1.0, 1.1]}, index=["a", "b"]),
+        "torn": pd.DataFrame({"mean": [0.0, 2.0], "spread": [1.0, 4.0]}, index=["a.norm", "b.norm"]),
+        "anew": pd.DataFrame({"mean": [0.0, 0.1], "spread": [1.0, 1.1]}, index=["a.norm", "b.norm"]),
     }
     means, spreads = training_plots.plot_drift(frames).axes
     assert labels(means) == ["torn", "anew"]
     assert points(means.lines[0]) == [(1, 0), (2, 2)]
     assert points(spreads.lines[1]) == [(1, 1), (2, 1.1)]
     assert spreads.get_yscale() == "log"
+    assert not means.patches
+    (shaded,) = training_plots.plot_drift(frames, removed=["b"]).axes[0].patches
+    assert shaded.get_x() + shaded.get_width() / 2 == 2
+    frames["torn"].index = frames["anew"].index = ["a.norm", "bb.norm"]
+    assert not training_plots.plot_drift(frames, removed=["b"]).axes[0].patches
 
 
 def test_curves_of_several_trainings_and_their_mean():
@@ -48,16 +53,32 @@ def test_curves_of_several_trainings_and_their_mean():
     assert points(mean) == [(1, 30), (2, 70)]
     assert points(alone) == [(1, 20), (2, 60)]
     assert "original" not in labels(training_plots.plot_curves({"plain": histories}).axes[0])
+    many = training_plots.plot_curves({str(i): histories[:1] for i in range(5)}, 0.9).axes[0]
+    assert len({line.get_color() for line in many.lines}) == 6  # none is the original's
+    longer = [[*histories[0], {"epoch": 3, "val_accuracy": 0.7}]]
+    assert list(training_plots.plot_curves({"long": longer, "one": histories}).axes[0].get_xticks()) == [1, 2, 3]
+
+
+def test_accuracy_over_how_far_activations_are_out():
+    frame = pd.DataFrame({"as stored": [0.9, 0.2], "anew": [0.9, 0.7]}, index=[0.0, 1.0])
+    axes = training_plots.plot_over_fade(frame).axes[0]
+    assert labels(axes) == ["as stored", "anew"]
+    assert [points(line) for line in axes.lines] == [[(0, 90), (1, 20)], [(0, 90), (1, 70)]]
 
 
 def test_gains_ours_with_their_spread_and_the_papers():
-    ours = {"A": pd.DataFrame({"mean": [0.0, -12.0], "std": [0.5, 1.0]}, index=["plain", "boundary"])}
-    axes = training_plots.plot_gains(ours, {"A": pd.Series({"plain": 0.0, "boundary": 0.64})}).axes[0]
-    assert labels(axes) == ["mask A, ours", "mask A, paper, ImageNet"]
-    mine, theirs = axes.containers
-    assert list(mine.lines[0].get_ydata()) == [0, -12]
-    low, high = mine.lines[2][0].get_segments()[1][:, 1]
+    ours = {
+        mask: pd.DataFrame({"mean": [-12.0, low], "std": [0.5, 1.0]}, index=["boundary", "teacher"])
+        for mask, low in (("A", -11.0), ("C", -9.0))
+    }
+    axes = training_plots.plot_gains(ours, {"C": pd.Series({"teacher": 1.5, "boundary": 1.2})}).axes[0]
+    assert labels(axes) == ["mask C, paper", "mask A, ours", "mask C, ours"]
+    first, second = axes.containers
+    assert list(first.lines[0].get_ydata()) == [-12, -11]
+    low, high = first.lines[2][0].get_segments()[1][:, 1]
     assert high - low == pytest.approx(2)
-    assert list(theirs.lines[0].get_ydata()) == [0, 0.64]
-    assert theirs.lines[0].get_markerfacecolor() == "none"
-    assert mine.lines[0].get_color() == theirs.lines[0].get_color()
+    theirs = next(line for line in axes.lines if line.get_label() == "mask C, paper")
+    assert list(theirs.get_ydata()) == [1.2, 1.5]
+    assert theirs.get_markerfacecolor() == "none"
+    assert theirs.get_color() == second.lines[0].get_color() != first.lines[0].get_color()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["boundary", "teacher"]

@@ -16,7 +16,7 @@ from ..sites import find_sites
 from .budget import Budget, least
 from .result import Pruned, ready
 from .slim import blank_image
-from .tuning import Clock, Effort, tune
+from .tuning import Effort, start, tune
 
 
 def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -25,7 +25,7 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     Source: Chen and Zhao, Shallowing Deep Networks, TPAMI 2019, which DepthShrinker compares with; there linear
     probes tell what a layer matters, here the cross-entropy on some training images.
     """
-    clock = Clock(effort.seconds)
+    clock = start(model, effort)
     model = ready(model, data, effort, clock)
     names = removable(model, data.image_size)
     images = data.train.first(effort.images, effort.seed)
@@ -37,7 +37,7 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
         removed = order[: round(strength * len(order))]
         return without(model, removed), removed
 
-    removed, _ = least(budget, model, make, what="layers")
+    removed = least(budget, model, make, clock, what="layers")
     teacher = model if effort.distil else None
     done, history = tune(without(model, removed), data, teacher, effort, clock)
     return Pruned(done, {"removed": removed, "seconds": clock.spent, "history": history})

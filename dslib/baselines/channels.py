@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ from ..models import find_head
 from ..splits import Split
 from .budget import Budget, least
 from .result import Pruned, ready
-from .slim import STEP, blank_image
-from .tuning import Clock, Effort, tune
+from .slim import STEP, UNKNOWN, blank_image, coupled
+from .tuning import Clock, Effort, start, tune
+
+Score = Callable[[Any], Tensor]
+Importance = Callable[[nn.Module], Score]
 
 
 def uniform(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -27,8 +30,16 @@ def uniform(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pru
     Source: the width multiplier of Howard et al., MobileNets, 2017; by norm Li et al., ICLR 2017. Departs from the
     paper's baseline, whose narrow networks are trained from nothing: here so only where the original is not trained.
     """
-    clock = Clock(effort.seconds)  # an original without weights has none to give: the narrow one takes all the time
-    return _pruned("uniform", model, data, budget, effort, clock, is_global=False, importance=magnitudes)
+    clock = start(model, effort)  # an original without weights has none to give: the narrow one takes all the time
+    small, strength = narrowed(model, data, budget, effort, clock)
+    return _finetuned(small, strength, model, data, effort, clock)
+
+
+def narrowed(
+    model: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock
+) -> tuple[nn.Module, float]:  # fmt: skip
+    """The network with so small a share of every layer's channels gone that it meets the budget; and the share."""
+    return _pruned("uniform", model, data, budget, clock, magnitudes, compete=False)
 
 
 def magnitude(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -37,77 +48,80 @@ def magnitude(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> P
     Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017; over coupled layers Fang et al., DepGraph,
     CVPR 2023. At once, and then finetuned.
     """
-    clock = Clock(effort.seconds)
+    clock = start(model, effort)
     model = ready(model, data, effort, clock)
-    return _pruned("magnitude", model, data, budget, effort, clock, is_global=True, importance=magnitudes)
+    small, strength = _pruned("magnitude", model, data, budget, clock, magnitudes, compete=True)
+    return _finetuned(small, strength, model, data, effort, clock)
 
 
 def taylor(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
-    """Channels go whose weights times gradients are smallest: the loss that they cost, to first order.
+    """Channels go whose weights times gradients are smallest: about the loss that they cost.
 
-    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019; over coupled layers as for
-    `magnitude`. At once, and then finetuned.
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 (squared, batch by batch);
+    over coupled layers as for `magnitude`. At once, and then finetuned.
     """
-    clock = Clock(effort.seconds)
+    import torch_pruning
+
+    clock = start(model, effort)
     model = ready(model, data, effort, clock)
     with clock.part("importance"):
-        gradients = _gradients(model, data.train.first(effort.images, effort.seed), effort.batch_size)
+        gradients = list(_gradients(model, data.train.first(effort.images, effort.seed), effort.batch_size))
+    own = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
 
-    def importance(network: nn.Module) -> Any:
-        import torch_pruning
+    def importance(network: nn.Module) -> Score:
+        def score(group: Any) -> Tensor:
+            found = []
+            for batch in gradients:
+                for parameter, gradient in zip(network.parameters(), batch, strict=True):
+                    parameter.grad = gradient
+                found.append(own(group).square())
+            return torch.stack(found).sum(0)
 
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter.grad = gradient.clone()
-        return torch_pruning.importance.GroupTaylorImportance()
+        return score
 
-    return _pruned("taylor", model, data, budget, effort, clock, is_global=True, importance=importance)
+    small, strength = _pruned("taylor", model, data, budget, clock, importance, compete=True)
+    return _finetuned(small, strength, model, data, effort, clock)
 
 
 def cut(
-    model: nn.Module, strength: float, image_size: int, is_global: bool, importance: Callable[[nn.Module], Any]
-) -> nn.Module:
+    model: nn.Module, strength: float, image_size: int, importance: Importance, compete: bool
+) -> nn.Module:  # fmt: skip
     """A copy without a share of its channels; of each group of coupled ones a multiple of `STEP` stays.
 
     Args:
         model: the network.
         strength: share of the channels that go, 0 to 1.
         image_size: side in pixels.
-        is_global: whether groups' channels compete with each other, each importance divided by its group's mean.
-        importance: a copy of the network -> an importance of Torch-Pruning.
+        importance: a copy of the network -> scores of the channels of a group of Torch-Pruning.
+        compete: whether groups' channels compete with each other; else the same share of each goes.
     Raises:
         BadModel: if Torch-Pruning cannot prune the network.
     """
-    import torch_pruning
-
     small = copy.deepcopy(model).eval()
-    image = blank_image(model, image_size)
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(small, image)
-        groups = list(graph.get_all_groups(ignored_layers=[find_head(small)[1]], root_module_types=[nn.Conv2d]))
+        graph, groups = coupled(small, image_size)
         measure = importance(small)
         scores = [measure(group) for group in groups]
-        for group, score, going in zip(groups, scores, _how_many(scores, strength, is_global), strict=True):
+        for group, score, going in zip(groups, scores, _how_many(scores, strength, compete), strict=True):
             if going:
                 first, lowest = group[0].dep, score.argsort()[:going].tolist()
                 graph.get_pruning_group(first.target.module, first.handler, lowest).prune()
         with torch.no_grad():
-            same = small(image).shape == model.eval()(image).shape
-    except (RuntimeError, ValueError, AttributeError, KeyError, TypeError) as error:
+            classes = small(blank_image(model, image_size)).shape[1]
+    except UNKNOWN as error:
         raise BadModel(f"Torch-Pruning cannot prune this network: {first_line(error)}") from error
-    require(same, "Torch-Pruning changed the number of outputs of this network", BadModel)
+    require(classes == find_head(model)[1].out_features, "Torch-Pruning took classes away", BadModel)
     small.zero_grad()
     return small
 
 
-def _how_many(scores: Sequence[Tensor], strength: float, is_global: bool) -> list[int]:
+def _how_many(scores: Sequence[Tensor], strength: float, compete: bool) -> list[int]:
     """Channels of each group that go, so that multiples of `STEP` stay."""
-    if is_global:
-        relative = [score / score.mean().clamp(min=1e-12) for score in scores]
-        order = torch.cat(relative).sort()[0]
+    shares = [strength] * len(scores)
+    if compete and strength < 1:
+        order = torch.cat(list(scores)).sort()[0]
         bound = order[min(int(strength * len(order)), len(order) - 1)]
-        shares = [(score < bound).double().mean().item() if strength < 1 else 1.0 for score in relative]
-    else:
-        shares = [strength] * len(scores)
+        shares = [(score < bound).double().mean().item() for score in scores]
     going = []
     for share, score in zip(shares, scores, strict=True):
         staying = max(STEP, STEP * math.ceil((1 - share) * len(score) / STEP))
@@ -116,32 +130,36 @@ def _how_many(scores: Sequence[Tensor], strength: float, is_global: bool) -> lis
 
 
 def _pruned(
-    name: str, model: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock, is_global: bool,
-    importance: Callable[[nn.Module], Any],
+    name: str, model: nn.Module, data: Data, budget: Budget, clock: Clock, importance: Importance, compete: bool
+) -> tuple[nn.Module, float]:  # fmt: skip
+    """Pruned as far as the budget asks; and how far."""
+
+    def make(strength: float) -> tuple[nn.Module, tuple[nn.Module, float]]:
+        small = cut(model, strength, data.image_size, importance, compete)
+        return small, (small, strength)
+
+    return least(budget, model, make, clock, what=name)
+
+
+def _finetuned(
+    small: nn.Module, strength: float, model: nn.Module, data: Data, effort: Effort, clock: Clock
 ) -> Pruned:  # fmt: skip
-    """Pruned as far as the budget asks, then trained for the rest of the time."""
-
-    def make(strength: float) -> tuple[nn.Module, tuple[float, nn.Module]]:
-        small = cut(model, strength, data.image_size, is_global, importance)
-        return small, (strength, small)
-
-    (strength, small), _ = least(budget, model, make, what=name)
-    teacher = model if effort.distil else None
-    done, history = tune(small, data, teacher, effort, clock)
+    done, history = tune(small, data, model if effort.distil else None, effort, clock)
     return Pruned(done, {"strength": strength, "seconds": clock.spent, "history": history})
 
 
-def magnitudes(_: nn.Module) -> Any:
-    """The L1 norms of coupled channels, summed over layers."""
+def magnitudes(_: nn.Module) -> Score:
+    """The L1 norms of channels, their mean over the layers that share them, each group's divided by their mean."""
     import torch_pruning
 
-    return torch_pruning.importance.GroupMagnitudeImportance(p=1)
+    score: Score = torch_pruning.importance.GroupMagnitudeImportance(p=1, normalizer="mean")
+    return score
 
 
-def _gradients(model: nn.Module, images: Split, batch_size: int) -> tuple[Tensor, ...]:
-    """Of the mean cross-entropy of some images, for each parameter."""
+def _gradients(model: nn.Module, images: Split, batch_size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Of the cross-entropy of each batch of some images, for each parameter."""
     network, device = copy.deepcopy(model).eval().requires_grad_(True), next(model.parameters()).device
     for x, y in images.batches(batch_size):
-        loss = F.cross_entropy(network(x.to(device)), y.to(device), reduction="sum") / len(images)
-        loss.backward()
-    return tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters())
+        network.zero_grad()
+        F.cross_entropy(network(x.to(device)), y.to(device)).backward()
+        yield tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters())

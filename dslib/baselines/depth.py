@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,9 +22,12 @@ from ..searching import Search, search
 from ..shrinking import fade, shrink
 from ..sites import Sites, find_sites
 from .budget import Budget, least
-from .channels import cut, magnitudes
+from .channels import narrowed
 from .result import Pruned, ready
-from .tuning import GENTLE, Clock, Effort, Planned, per_image, planned, tune
+from .tuning import Clock, Effort, Planned, per_image, planned, prepare, start, tune
+
+LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
+SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 
 def depthshrinker(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -32,15 +36,16 @@ def depthshrinker(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
     Source: Fu et al., ICML 2022. Departs: one search gives the masks of every k, activations fade out (an option of the
     released code), no boundary activation (see `dslib bench ablation`).
     """
-    clock = Clock(effort.seconds)
+    clock = start(model, effort)
     model = ready(model, data, effort, clock)
     sites, cost = _measured(model, data, budget)
     with clock.part("search"):
         part = _search_time(model, data, effort, clock)
+        k = max(1, len(sites.always_kept), len(sites) // 2)
         found = search(model, part.data, sites, cost, Search(
-            k=max(1, len(sites) // 2), epochs=part.epochs, lr=effort.search_lr, batch_size=effort.batch_size,
+            k=k, latency_weight=LATENCY_WEIGHT, epochs=part.epochs, lr=effort.search_lr, batch_size=effort.batch_size,
             seed=effort.seed))  # fmt: skip
-    return _shrunk("depthshrinker", model, data, budget, effort, clock, masks_of(sites, found.m), cost)
+    return _shrunk("depthshrinker", model, model, data, budget, effort, clock, masks_of(sites, found.m), cost)
 
 
 def layer_folding(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -49,14 +54,14 @@ def layer_folding(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
     Source: Dror et al., Layer Folding, 2021. Departs: the activations of a block share one degree, and what is removed
     is what the budget asks, not what passes a threshold.
     """
-    clock = Clock(effort.seconds)
+    clock = start(model, effort)
     model = ready(model, data, effort, clock)
     sites, cost = _measured(model, data, budget)
     with clock.part("search"):
         part = _search_time(model, data, effort, clock)
         config = Train(part.epochs, effort.search_lr, effort.batch_size, seed=effort.seed)
-        degrees = train_slopes(model, part.data, sites, config)
-    return _shrunk("layer folding", model, data, budget, effort, clock, masks_of(sites, degrees), cost)
+        degrees, folded = train_slopes(model, part.data, sites, config)
+    return _shrunk("layer folding", folded, model, data, budget, effort, clock, masks_of(sites, degrees), cost)
 
 
 def given_masks(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -64,73 +69,67 @@ def given_masks(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
 
     Source: Fu et al., ICML 2022: found for width 1.4 on ImageNet and a Tesla V100; here for whatever is at hand.
     """
-    clock = Clock(effort.seconds)
-    model = ready(model, data, effort, clock)
+    clock = start(model, effort)
     sites, cost = _measured(model, data, budget)
-    return _shrunk("given masks", model, data, budget, effort, clock, paper_masks(model, data, sites, cost), cost)
+    masks = paper_masks(model, data, sites, cost, effort.seed)
+    return _shrunk("given masks", model, model, data, budget, effort, clock, masks, cost)
 
 
 def planner(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
-    """Ours: each site's importance with labels, the best plan within the budget, calibrated, finetuned gently."""
-    clock = Clock(effort.seconds)
-    model = ready(model, data, effort, clock)
-    return _planned(model, model, data, budget, effort, clock, {})
+    """Ours: each site's importance with labels, the best plan within the budget, calibrated, finetuned."""
+    clock = start(model, effort)
+    return _planned("planner", ready(model, data, effort, clock), model, data, budget, effort, clock, {})
 
 
 def narrow_and_shrunk(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
     """Ours, of a narrower network: channels give one half of the speed-up (its root), depth the other.
 
-    Channels go uniformly by L1 norm; the narrow network is finetuned for a third of the time, then planned, calibrated
-    and finetuned gently.
+    Channels go uniformly by L1 norm; the narrow network is trained for its share of the time, then planned, calibrated
+    and finetuned.
     """
-    clock = Clock(effort.seconds)
-    model = ready(model, data, effort, clock)
-    half = replace(budget, speedup=budget.speedup**0.5)
-
-    def make(strength: float) -> tuple[nn.Module, tuple[float, nn.Module]]:
-        small = cut(model, strength, data.image_size, False, magnitudes)
-        return small, (strength, small)
-
-    (strength, narrow), _ = least(half, model, make, what="narrow and shrunk")
-    teacher = model if effort.distil else None
-    narrow = tune(narrow, data, teacher, effort, clock, "narrowing", clock.left() / 2)[0]
-    return _planned(narrow, model, data, budget, effort, clock, {"strength": strength})
+    clock = start(model, effort)
+    narrow, strength = narrowed(model, data, replace(budget, speedup=budget.speedup**0.5), effort, clock)
+    narrow = prepare(narrow, data, effort, clock, "narrowing")
+    return _planned("narrow and shrunk", narrow, model, data, budget, effort, clock, {"strength": strength})
 
 
 def _planned(
-    model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
+    name: str, model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
     more: dict[str, object],
 ) -> Pruned:  # fmt: skip
     """Planned, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
     with clock.part("importance"):
-        settings = Importance(count=effort.images, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
+        count = effort.images // 4
+        settings = Importance(count=count, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
         found = importance(model, data, sites, settings, progress=False)
-    plans = [one.plan for one in pareto(found, cost)]
-    plan = _first_quick_enough("planner", plans, model, original, budget)
+    plan = _first_quick_enough(name, [one.plan for one in pareto(found, cost)], model, original, budget, clock)
     with clock.part("calibration"):
         images = data.train.first(effort.images, effort.seed)
         small = calibrate(model, plan, images, Calibrate(seed=effort.seed), progress=False).model
-    teacher = original if effort.distil else None
-    done, history = tune(small, data, teacher, effort, clock, **GENTLE)
+    done, history = tune(small, data, original if effort.distil else None, effort, clock)
     record = {"removed": list(plan.mask.removed), "runs": plan.runs, "seconds": clock.spent, "history": history}
     return Pruned(done, {**more, **record})
 
 
 def _shrunk(
-    name: str, model: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock, masks: Sequence[Mask],
-    cost: CostTable,
+    name: str, model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
+    masks: Sequence[Mask], cost: CostTable,
 ) -> Pruned:  # fmt: skip
-    """The first of several masks, most kept first, that is quick enough; its activations fade out."""
+    """The first of several masks, most kept first, that is quick enough; its activations fade out.
+
+    A site whose removal costs time is kept all the same, as the planner keeps it.
+    """
     useful = [Mask({site: on or cost.saving((site,), merged=True) <= 0 for site, on in mask.items()}) for mask in masks]
-    mask = _first_quick_enough(name, [Plan(mask) for mask in useful], model, model, budget).mask
-    teacher = model if effort.distil else None
-    done, history = tune(fade(model, mask, None, data.image_size), data, teacher, effort, clock)
+    plans = [Plan(mask) for mask in dict.fromkeys(useful)]
+    mask = _first_quick_enough(name, plans, model, original, budget, clock).mask
+    small = fade(model, mask, None, data.image_size)
+    done, history = tune(small, data, original if effort.distil else None, effort, clock)
     return Pruned(merge(done), {"removed": list(mask.removed), "seconds": clock.spent, "history": history})
 
 
 def _first_quick_enough(
-    name: str, plans: Sequence[Plan], model: nn.Module, original: nn.Module, budget: Budget
+    name: str, plans: Sequence[Plan], model: nn.Module, original: nn.Module, budget: Budget, clock: Clock
 ) -> Plan:  # fmt: skip
     """The first of several plans, slowest first, with which the merged network is as quick as asked for."""
 
@@ -138,7 +137,7 @@ def _first_quick_enough(
         plan = plans[round(strength * (len(plans) - 1))]
         return merge(shrink(model, plan, image_size=budget.image_size)), plan
 
-    return least(budget, original, make, what=name)[0]
+    return least(budget, original, make, clock, 1 + math.ceil(math.log2(len(plans))), name)
 
 
 def _measured(model: nn.Module, data: Data, budget: Budget) -> tuple[Sites, CostTable]:
@@ -151,4 +150,5 @@ def _measured(model: nn.Module, data: Data, budget: Budget) -> tuple[Sites, Cost
 def _search_time(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> Planned:
     """What a search may train on: its share of the time that is left."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
-    return planned(data, effort.share * clock.left(), per_image(model, data, None, config), config)
+    each = SEARCHING * per_image(model, data, None, config, clock)
+    return planned(data, effort.share * clock.left(), each, config)

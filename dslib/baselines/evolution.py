@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..datasets import Data
+from ..errors import require
 from ..evaluating import loss_of, predict, recalibrate_batchnorm
 from ..finetuning import Finetune
 from ..splits import Split, hold_back
@@ -16,59 +18,46 @@ from ..training import cross_entropy, train
 from .budget import Budget, least
 from .result import Pruned
 from .slim import Macs, Slim
-from .tuning import PROBE, Clock, Effort, planned, tune
+from .tuning import PROBE, Clock, Effort, planned, start, tune
 
 Widths = tuple[int, ...]
 
 LEAST = 0.1  # share of a group's channels
 FIRST, PARENTS, CHILDREN = 20, 6, 10  # random configurations to begin with; of each generation
-TRIED = 3  # of the best of a generation that are measured
 MUTATION = 0.1  # probability of a group's share to be drawn anew
-GENERATORS = "generators"
-SEARCH = 0.3  # of the time before the final training, for evolution; the rest trains generators
+GENERATORS, EVOLUTION = "generators", "evolution"  # what the time before the final training is spent as
+SEARCH = 0.3  # of that time, for evolution
 
 
 def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
     """A network that generates weights for any widths is trained with random ones; the best widths are evolved.
 
-    Candidates are judged by their cross-entropy on training images that were held back, with BatchNorm's statistics
-    gathered anew, within the multiply-accumulates that the budget corresponds to; widths of a generation that are not
-    quick enough, as measured, lower those.
+    Candidates fill the multiply-accumulates that the budget corresponds to, and are judged by their cross-entropy on
+    training images held back, BatchNorm's statistics gathered anew. The best of each generation is measured; what is
+    allowed follows from that.
 
-    Source: Liu et al., MetaPruning, ICCV 2019. Departs: see `Slim`; the network that is found goes on with the weights
-    that were generated for it, instead of being trained from nothing, which so short a time would not allow.
+    Source: Liu et al., MetaPruning, ICCV 2019. Departs: see `Slim`; generators see widths within the budget; the
+    network that is found goes on with the weights generated for it, as there is no time to train it from nothing.
     """
-    clock = Clock(effort.seconds)
-    train_split, held = hold_back(data.train, effort.images // 2)
-    rest = replace(data, train=train_split)
-    slim = Slim(model, data.image_size, ordered=effort.pretrained)
-    macs = Macs(model, slim.groups, data.image_size)
-    rng = random.Random(effort.seed)
-    _train(slim, rest, effort, clock, (1 - SEARCH) * effort.share * effort.seconds)
-    full = [group.width for group in slim.groups]
+    clock = start(model, effort)
+    limit = effort.share * effort.seconds
+    train_split, held = hold_back(data.train, max(2, effort.images // 4))
+    with clock.part(GENERATORS):
+        slim = Slim(model, data.image_size, ordered=effort.pretrained, seed=effort.seed)
+        macs = Macs(model, slim.groups, data.image_size)
 
     def make(strength: float) -> tuple[nn.Module, float]:
-        widths = slim.rounded([1 - (1 - LEAST) * strength] * len(full))
+        widths = slim.rounded([1 - (1 - LEAST) * strength] * len(slim.groups))
         return slim.extract(widths), macs(widths)
 
-    allowed, _ = least(budget, model, make, what="metapruning")
-    search = _Evolution(slim, macs, rest, held, effort, rng)
-    limit = clock.left() - (1 - effort.share) * effort.seconds
-    best, measured = None, set[Widths]()
-    while best is None or clock.spent["evolution"] < limit:
-        with clock.part("evolution"):
-            leaders = search.generation(allowed)
-        for widths in leaders[:TRIED]:
-            if widths in measured or macs(widths) > allowed:
-                continue
-            measured.add(widths)
-            reached = budget.reached(model, slim.extract(widths))
-            if reached < budget.speedup:
-                allowed = macs(widths) * max(0.9, reached / budget.speedup)
-            elif best is None or search.losses[widths] < search.losses[best]:
-                best = widths
-    small = slim.extract(best)
-    recalibrate_batchnorm(small, search.calibration)
+    allowed = least(budget, model, make, clock, what="metapruning")
+    some = data.train.first(max(2, effort.images // 8), effort.seed)
+    search = _Evolution(slim, macs, [images for images, _ in some.batches(effort.batch_size)], held, effort.seed)
+    _train(slim, search, replace(data, train=train_split), effort, clock, allowed, (1 - SEARCH) * limit)
+    best = _evolve(search, slim, macs, model, budget, clock, allowed, limit)
+    with clock.part(EVOLUTION):
+        small = slim.extract(best)
+        recalibrate_batchnorm(small, search.calibration)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
     found = {"widths": dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
              "loss": search.losses[best], "random_losses": search.first, "candidates": len(search.losses)}  # fmt: skip
@@ -78,10 +67,9 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
 class _Evolution:
     """Generations of widths, each within as many multiply-accumulates as are allowed."""
 
-    def __init__(self, slim: Slim, macs: Macs, rest: Data, held: Split, effort: Effort, rng: random.Random) -> None:
-        self.slim, self.macs, self.held, self.rng = slim, macs, held, rng
-        some = rest.train.first(effort.images // 4, effort.seed)
-        self.calibration = [images for images, _ in some.batches(effort.batch_size)]
+    def __init__(self, slim: Slim, macs: Macs, calibration: list[Tensor], held: Split, seed: int) -> None:
+        self.slim, self.macs, self.calibration, self.held = slim, macs, calibration, held
+        self._rng = random.Random(seed)
         self.losses: dict[Widths, float] = {}
         self.first: list[float] = []
 
@@ -89,26 +77,27 @@ class _Evolution:
         """The best widths so far within what is allowed, the best first, after another generation."""
         known = self._best(allowed)
         if len(known) < PARENTS:
-            fresh = [self._within([self._share() for _ in self.slim.groups], allowed) for _ in range(FIRST)]
+            fresh = [self.drawn(self._rng, allowed) for _ in range(FIRST)]
         else:
             fresh = [self._within(self._child(known[:PARENTS]), allowed) for _ in range(CHILDREN)]
         losses = [self._loss(widths) for widths in fresh]
         self.first = self.first or losses
         return self._best(allowed)
 
+    def drawn(self, rng: random.Random, allowed: float) -> Widths:
+        """Random widths that fill what is allowed."""
+        return self._within([rng.uniform(LEAST, 1.0) for _ in self.slim.groups], allowed)
+
     def _best(self, allowed: float) -> list[Widths]:
         return sorted((w for w in self.losses if self.macs(w) <= allowed), key=self.losses.__getitem__)
 
-    def _share(self) -> float:
-        return self.rng.uniform(LEAST, 1.0)
-
     def _child(self, parents: Sequence[Widths]) -> list[float]:
         """Shares of a mother or a father, group by group, some of them drawn anew."""
-        mother, father = self.rng.sample(list(parents), 2)
+        mother, father = self._rng.sample(list(parents), 2)
         shares = []
         for group, one, other in zip(self.slim.groups, mother, father, strict=True):
-            inherited = self.rng.choice((one, other)) / group.width
-            shares.append(self._share() if self.rng.random() < MUTATION else inherited)
+            inherited = self._rng.choice((one, other)) / group.width
+            shares.append(self._rng.uniform(LEAST, 1.0) if self._rng.random() < MUTATION else inherited)
         return shares
 
     def _within(self, shares: Sequence[float], allowed: float) -> Widths:
@@ -130,22 +119,56 @@ class _Evolution:
         if widths not in self.losses:
             small = self.slim.extract(widths)
             recalibrate_batchnorm(small, self.calibration)
-            self.losses[widths] = loss_of(predict(small, self.held, title="evolution"), self.held)
+            self.losses[widths] = loss_of(predict(small, self.held, title=EVOLUTION), self.held)
         return self.losses[widths]
 
 
-def _train(slim: Slim, data: Data, effort: Effort, clock: Clock, seconds: float) -> None:
-    """Train the weights and their generators with random widths, for so many seconds."""
+def _evolve(
+    search: _Evolution, slim: Slim, macs: Macs, model: nn.Module, budget: Budget, clock: Clock, allowed: float,
+    limit: float,
+) -> Widths:  # fmt: skip
+    """The best widths that are quick enough as measured, when `limit` seconds of the clock are spent.
+
+    Raises:
+        BadConfig: if the narrowest widths are not quick enough.
+    """
+    best, measured = None, set[Widths]()
+    narrowest = macs(slim.rounded([LEAST] * len(slim.groups)))
+    while best is None or sum(clock.spent.values()) < limit:
+        known = len(search.losses)
+        with clock.part(EVOLUTION):
+            leaders = [widths for widths in search.generation(allowed) if widths not in measured]
+        if best is not None and len(search.losses) == known:
+            break  # all children have been seen
+        for widths in leaders[:1]:
+            measured.add(widths)
+            share = budget.reached(model, slim.extract(widths)) / budget.speedup
+            if share >= 1 and (best is None or search.losses[widths] < search.losses[best]):
+                best = widths
+            allowed = macs(widths) * min(1.05, max(0.9, share))
+        if not leaders:
+            allowed *= 0.95
+        require(best is not None or allowed >= 0.9 * narrowest, "metapruning: no widths are as quick as asked for, the "
+                "narrowest are not either")  # fmt: skip
+    return best
+
+
+def _train(
+    slim: Slim, search: _Evolution, data: Data, effort: Effort, clock: Clock, allowed: float, seconds: float
+) -> None:
+    """Train the weights and their generators with random widths within what is allowed, for so many seconds."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
     loss = cross_entropy(config.label_smoothing)
 
     def draw(progress: float) -> None:
-        rng = random.Random(f"{effort.seed} {progress}")
-        slim.choose(slim.rounded([rng.uniform(LEAST, 1.0) for _ in slim.groups]))
+        slim.choose(search.drawn(random.Random(f"{effort.seed} {progress}"), allowed))
 
     few = replace(data, train=data.train.first(PROBE * effort.batch_size))
     with clock.part(GENERATORS):
-        probe = train(slim, few, loss, replace(config, epochs=1), before_step=draw)
-    part = planned(data, seconds - clock.spent[GENERATORS], probe[0]["seconds"] / len(few.train), config)
+        began, wall = clock.now(), time.perf_counter()
+        probe = train(slim, few, loss, replace(config, epochs=2), before_step=draw)
+        share = (clock.now() - began) / (time.perf_counter() - wall)
+    each = share * sum(row["seconds"] for row in probe) / (2 * len(few.train))
+    part = planned(data, seconds - clock.spent[GENERATORS], each, config)
     with clock.part(GENERATORS):
         train(slim, part.data, loss, replace(config, epochs=part.epochs), before_step=draw, title=GENERATORS)

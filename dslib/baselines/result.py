@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..datasets import Data
-from .tuning import Clock, Effort, tune
+from .tuning import Clock, Effort, prepare
 
 
 class Pruned(NamedTuple):
@@ -20,6 +20,4 @@ class Pruned(NamedTuple):
 
 def ready(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
     """The network whose weights are inherited: as it is, or trained first where it has none to give."""
-    if effort.pretrained:
-        return copy.deepcopy(model).eval()
-    return tune(model, data, None, effort, clock, "pretraining", effort.share * clock.limit, lr=effort.search_lr)[0]
+    return copy.deepcopy(model).eval() if effort.pretrained else prepare(model, data, effort, clock)

@@ -14,11 +14,12 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from ..blocks import in_channels
-from ..errors import BadModel, require
+from ..errors import BadModel, first_line, require
 from ..graphs import dtype_of
 from ..models import find_head
 
 STEP = 8  # channels: widths are multiples of it
+UNKNOWN = (RuntimeError, ValueError, AttributeError, KeyError, TypeError)  # what Torch-Pruning ends in
 
 
 @dataclass
@@ -48,29 +49,36 @@ class Slim(nn.Module):
         hidden: units between the two linear layers.
         ordered: whether each group's channels are put in the order of their L1 norms, the largest first, for a network
             that is trained.
+        seed: of the generators' weights.
     Raises:
         BadModel: if layers share channels in other ways than one for one (concatenation, grouped convolutions).
     Source: Liu et al., MetaPruning, ICCV 2019. Departs: a generator sees its own layer's widths, not its
         neighbours', and adds to weights that are there, so that a trained network can be the start.
     """
 
-    def __init__(self, model: nn.Module, image_size: int, hidden: int = 8, ordered: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, image_size: int, hidden: int = 8, ordered: bool = False, seed: int = 0
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.network, self.groups = copy.deepcopy(model).eval(), find_groups(model, image_size)
+        self._plain, self.groups = copy.deepcopy(model).eval(), find_groups(model, image_size)
         if ordered:
             for group in self.groups:
-                _put_in_order(self.network, group)
+                _put_in_order(self._plain, group)
+        self._plain.requires_grad_(False)
+        self.network = copy.deepcopy(self._plain).requires_grad_(True)
         self.widths = [group.width for group in self.groups]
         self._image = blank_image(model, image_size)
         outside = {name: i for i, group in enumerate(self.groups) for name in group.makers}
-        for name in dict.fromkeys(name for group in self.groups for name in (*group.makers, *group.takers)):
-            layer = self.network.get_submodule(name)
-            if isinstance(layer, nn.Conv2d):
-                self.network.set_submodule(name, _Conv(layer, self.widths, outside.get(name), hidden))
-            elif isinstance(layer, nn.BatchNorm2d):
-                self.network.set_submodule(name, _Norm(layer))
-            elif isinstance(layer, nn.Linear):
-                self.network.set_submodule(name, _Linear(layer))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in dict.fromkeys(name for group in self.groups for name in (*group.makers, *group.takers)):
+                layer = self.network.get_submodule(name)
+                if isinstance(layer, nn.Conv2d):
+                    self.network.set_submodule(name, _Conv(layer, self.widths, outside.get(name), hidden))
+                elif isinstance(layer, nn.BatchNorm2d):
+                    self.network.set_submodule(name, _Norm(layer))
+                elif isinstance(layer, nn.Linear):
+                    self.network.set_submodule(name, _Linear(layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, classes), with the channels that are chosen."""
@@ -90,8 +98,8 @@ class Slim(nn.Module):
         """The network of these widths by itself, in eval; its BatchNorms' statistics are to be gathered anew."""
         self.choose(widths)
         self(self._image)  # each layer sees how many channels it is given
-        small = copy.deepcopy(self.network)
-        for name, layer in list(small.named_modules()):
+        small = copy.deepcopy(self._plain).requires_grad_(True)
+        for name, layer in self.network.named_modules():
             if isinstance(layer, _Conv | _Norm | _Linear):
                 small.set_submodule(name, layer.alone())
         return small.eval()
@@ -102,7 +110,7 @@ class _Conv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, widths: list[int], group: int | None, hidden: int) -> None:
         super().__init__()
-        self.conv, self._widths, self._group = conv, [widths], group  # in a list: shared, also with copies' originals
+        self.conv, self._widths, self._group = conv, widths, group  # widths are all layers'
         self.depthwise = conv.groups > 1
         like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         self.first, self.second = nn.Linear(2, hidden, **like), nn.Linear(hidden, conv.weight.numel(), **like)
@@ -112,7 +120,7 @@ class _Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         inside, conv = x.shape[1], self.conv
-        outside = conv.out_channels if self._group is None else self._widths[0][self._group]
+        outside = conv.out_channels if self._group is None else self._widths[self._group]
         self.seen = inside, inside if self.depthwise else outside
         bias = None if conv.bias is None else conv.bias[: self.seen[1]]
         groups = inside if self.depthwise else 1
@@ -184,15 +192,12 @@ def find_groups(model: nn.Module, image_size: int) -> list[Group]:
     Raises:
         BadModel: if layers share channels in other ways than one for one.
     """
-    import torch_pruning
-
-    model = copy.deepcopy(model).eval()
-    names = {module: name for name, module in model.named_modules()}
+    copied = copy.deepcopy(model).eval()
+    names = {module: name for name, module in copied.named_modules()}
     try:
-        graph = torch_pruning.DependencyGraph().build_dependency(model, blank_image(model, image_size))
-        found = list(graph.get_all_groups(ignored_layers=[find_head(model)[1]], root_module_types=[nn.Conv2d]))
-    except (RuntimeError, ValueError, AttributeError, KeyError) as error:
-        raise BadModel(f"Torch-Pruning cannot look through this network: {error}") from error
+        _, found = coupled(copied, image_size)
+    except UNKNOWN as error:
+        raise BadModel(f"Torch-Pruning cannot look through this network: {first_line(error)}") from error
     groups = []
     for members in found:
         width = members[0].dep.target.module.out_channels
@@ -208,6 +213,19 @@ def find_groups(model: nn.Module, image_size: int) -> list[Group]:
             (group.takers if dep.handler.__name__ == "prune_in_channels" else group.makers).append(name)
         groups.append(group)
     return groups
+
+
+def coupled(model: nn.Module, image_size: int) -> tuple[Any, list[Any]]:
+    """Torch-Pruning's graph of a network, and its groups of channels that go together; not the classes.
+
+    Raises:
+        one of `UNKNOWN`: where the library cannot follow the network.
+    Source: Fang et al., DepGraph, CVPR 2023.
+    """
+    import torch_pruning
+
+    graph = torch_pruning.DependencyGraph().build_dependency(model, blank_image(model, image_size))
+    return graph, list(graph.get_all_groups(ignored_layers=[find_head(model)[1]], root_module_types=[nn.Conv2d]))
 
 
 class Macs:

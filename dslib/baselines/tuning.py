@@ -1,4 +1,4 @@
-"""Equal time for all: a clock, and a training that ends when the time is over."""
+"""Equal time for all: a clock, and trainings of as many images as fit into what is left."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ..datasets import Data
-from ..errors import require
+from ..errors import nearest, require
 from ..finetuning import Finetune, finetune
 from ..schedules import Train
 from ..snapshots import History
 
 PROBE = 6  # batches that are timed to know how many fit
-GENTLE: dict[str, Any] = {"augment": False, "freeze_batchnorm": True}  # how a calibrated network is finetuned
+RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 
 
 @dataclass(frozen=True)
 class Effort:
-    """What every method may spend, and how it trains; the same for all of a comparison.
+    """What every method may spend, and how it trains; the same for all of a comparison but for what is tried out.
 
     Args:
-        seconds: of wall time for everything but measuring latencies: ranking, searching, training.
+        seconds: for everything but measuring latencies: ranking, searching, training. On a CPU those that the process
+            computes, so that what else runs on the machine takes nothing away.
         lr: peak learning rate of the final training, per 256 images.
-        search_lr: of what trains before it: pretraining, importances, generated weights.
+        recipe: of the final training: usual, or gentle (images not augmented, BatchNorm's statistics frozen).
+        search_lr: of what trains before it, as usual: pretraining, importances, generated weights.
         batch_size: images a step.
-        share: of the seconds for what comes before the final training, at most, where a method trains to search.
-        images: unlabelled training images that statistics, rankings and calibrations look at.
+        share: of the seconds that are left, for a search or a pretraining.
+        images: training images that statistics, rankings and calibrations look at, labelled ones.
         distil: whether the original teaches (weight 0.7), which makes sense where it is trained.
         pretrained: whether the original is trained; else it is given with random weights, and methods that inherit
             weights train it first, for `share` of the seconds.
@@ -40,6 +43,7 @@ class Effort:
 
     seconds: float
     lr: float = 0.1
+    recipe: str = "usual"
     search_lr: float = 0.1
     batch_size: int = 64
     share: float = 0.5
@@ -53,7 +57,8 @@ class Effort:
         require(self.seconds > 0, f"seconds: expected more than 0, found {self.seconds}")
         require(0 < self.share < 1, f"share: expected between 0 and 1, found {self.share}")
         require(min(self.lr, self.search_lr) > 0, "lr, search_lr: expected more than 0")
-        require(min(self.batch_size, self.images) > 1, "batch_size, images: expected 2 or more")
+        require(self.batch_size > 1 and self.images > 7, "expected a batch_size of 2 or more, and 8 images or more")
+        require(self.recipe in RECIPES, nearest("recipe", self.recipe, RECIPES))
 
 
 @dataclass
@@ -62,9 +67,11 @@ class Clock:
 
     Args:
         limit: seconds in all.
+        device: that computes.
     """
 
     limit: float
+    device: torch.device
     spent: dict[str, float] = field(default_factory=dict)
 
     def left(self) -> float:
@@ -74,11 +81,15 @@ class Clock:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """The time within the block is spent under a name."""
-        began = time.perf_counter()
+        began = self.now()
         try:
             yield
         finally:
-            self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - began
+            self.spent[name] = self.spent.get(name, 0.0) + self.now() - began
+
+    def now(self) -> float:
+        """Seconds: on a CPU those that this process computed, a thread's share."""
+        return time.process_time() / torch.get_num_threads() if self.device.type == "cpu" else time.perf_counter()
 
 
 class Planned(NamedTuple):
@@ -88,11 +99,21 @@ class Planned(NamedTuple):
     epochs: int
 
 
-def per_image(network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune) -> float:
-    """Seconds that a training takes for an image, from some steps of it; the network stays as it is."""
+def start(model: nn.Module, effort: Effort) -> Clock:
+    """A clock for a method that begins now."""
+    return Clock(effort.seconds, next(model.parameters()).device)
+
+
+def per_image(
+    network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock
+) -> float:  # fmt: skip
+    """Seconds of the clock that a training takes for an image, from two short epochs; the network stays as it is."""
     size = config.batch_size
     few = replace(data, train=data.train.first(PROBE * size), val=data.val.first(size))
-    return float(finetune(network, few, teacher, replace(config, epochs=2)).history[-1]["seconds"]) / len(few.train)
+    began, wall = clock.now(), time.perf_counter()
+    rows = finetune(network, few, teacher, replace(config, epochs=2)).history
+    share = (clock.now() - began) / (time.perf_counter() - wall)  # what of a second of this process is counted
+    return share * sum(row["seconds"] for row in rows) / (2 * len(few.train))
 
 
 def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
@@ -116,30 +137,35 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
 
 
 def tune(
-    network: nn.Module, data: Data, teacher: nn.Module | None, effort: Effort, clock: Clock, name: str = "training",
-    seconds: float | None = None, **settings: Any,
+    network: nn.Module, data: Data, teacher: nn.Module | None, effort: Effort, clock: Clock
 ) -> tuple[nn.Module, History]:  # fmt: skip
-    """A trained copy of the network, in what is left of the time or in so many seconds.
-
-    Some steps are timed first, and counted.
+    """A finetuned copy of the network, in all that is left of the time.
 
     Args:
         network: to train.
         data: to train on; its validation split only makes the curve, from its first images.
         teacher: the original, or None.
         effort: the settings.
-        clock: whose time it takes.
-        name: what the time is spent as.
-        seconds: to spend; default all that are left.
-        settings: of `Finetune`, in place of those of `effort`.
+        clock: whose time it takes; some steps are timed first, and counted.
     """
-    limit, before = clock.left() if seconds is None else min(seconds, clock.left()), clock.spent.get(name, 0.0)
-    common: dict[str, Any] = {"lr": effort.lr, "batch_size": effort.batch_size, "seed": effort.seed, **settings}
-    config = Finetune(**common)
+    config = Finetune(lr=effort.lr, batch_size=effort.batch_size, seed=effort.seed, **RECIPES[effort.recipe])
+    return _timed(network, data, teacher, config, clock, "training", clock.left())
+
+
+def prepare(network: nn.Module, data: Data, effort: Effort, clock: Clock, name: str = "pretraining") -> nn.Module:
+    """A copy of the network, trained on labels in its share of what is left of the time, as usual."""
+    config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
+    return _timed(network, data, None, config, clock, name, effort.share * clock.left())[0]
+
+
+def _timed(
+    network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock, name: str, seconds: float
+) -> tuple[nn.Module, History]:  # fmt: skip
+    before = clock.spent.get(name, 0.0)
     with clock.part(name):
-        each = per_image(network, data, teacher, config)
-    part = planned(data, limit - (clock.spent[name] - before), each, config)
+        each = per_image(network, data, teacher, config, clock)
+    part = planned(data, seconds - (clock.spent[name] - before), each, config)
     with clock.part(name):
-        quick = replace(part.data, val=data.val.first(effort.batch_size))
+        quick = replace(part.data, val=data.val.first(config.batch_size))
         done = finetune(network, quick, teacher, replace(config, epochs=part.epochs))
     return done.model, done.history

@@ -45,7 +45,7 @@ def record_ablation(
         hours: begin no row after so many.
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
-    Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is inferred, see docs/decisions.md.
+    Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is inferred, see data/paper/README.md.
     """
     require(mask in PAPER_KEPT, nearest("mask", mask, PAPER_KEPT), BadConfig)
     require(seeds > 0, f"seeds: expected 1 or more, found {seeds}")

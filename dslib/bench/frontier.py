@@ -23,8 +23,6 @@ from ..records import Record, as_options, as_words, commit
 from .judging import hold_back
 from .rows import Rows
 
-LRS = {"planner": (0.003, 0.01, 0.03), "narrow-and-shrunk": (0.003, 0.01, 0.03)}  # where a calibrated network goes on
-USUAL = (0.03, 0.1, 0.3)
 PAUSE = 5.0  # seconds between two looks at what others make
 Make = Callable[[], dict[str, Any]]
 Task = tuple[dict[str, Any], Make]
@@ -41,12 +39,15 @@ class Frontier:
         methods: names of `baselines.METHODS`.
         speedups: budgets, over the original.
         seeds: of the budgets in `repeated`; the others have one.
-        repeated: budgets with all seeds.
-        seconds: that each point may take, all told but for measuring latencies.
-        search_lr: of what methods train before the final training; its own learning rate is chosen, see `held`.
+        repeated: budgets with all seeds; none for all of them.
+        seconds: that each point may take, all told but for measuring latencies, see `Effort`.
+        search_lr: of what methods train before the final training.
+        lrs, gentle_lrs: learning rates of the final training that are tried for each method, by the usual and by the
+            gentle recipe, by a whole run at the budget `tuned_at` on training images, `held` of which are held back.
         batch_size: of the trainings.
         runtime, precision, latency_batch: that latencies are measured on, and the images a batch.
-        held: training images that are held back to choose each method's learning rate, at the middle budget.
+        held: see `lrs`.
+        tuned_at: see `lrs`; methods that do not reach it take the first rate, and their rows say so.
         device: as for `pick_device`.
     """
 
@@ -58,14 +59,17 @@ class Frontier:
     methods: tuple[str, ...] = ("uniform", "metapruning", "layers", "depthshrinker", "planner")
     speedups: tuple[float, ...] = (1.25, 1.5, 1.75, 2.5)
     seeds: int = 3
-    repeated: tuple[float, ...] = (1.5, 2.5)
+    repeated: tuple[float, ...] = ()
     seconds: float = 240.0
     search_lr: float = 0.04
+    lrs: tuple[float, ...] = (0.1, 0.03)
+    gentle_lrs: tuple[float, ...] = (0.01, 0.003)
     batch_size: int = 64
     runtime: str = "eager"
     precision: str | None = None
     latency_batch: int = 8
     held: int = 1024
+    tuned_at: float = 1.5
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -74,19 +78,21 @@ class Frontier:
             require(method in METHODS, nearest("method", method, METHODS))
         require(bool(self.methods) and bool(self.speedups), "expected one method and one speedup at least")
         require(min(self.seeds, self.held, self.latency_batch) > 0, "expected one or more of each")
-        require(min(self.speedups) > 1, f"speedups: expected more than 1, found {self.speedups}")
+        require(min(*self.speedups, self.tuned_at) > 1, f"speedups: expected more than 1, found {self.speedups}")
+        require(bool(self.lrs), "expected one learning rate at least")
         require(set(self.repeated) <= set(self.speedups), f"repeated: expected some of the speedups {self.speedups}, "
                 f"found {self.repeated}")  # fmt: skip
 
     @property
-    def middle(self) -> float:
-        """The budget at which learning rates are chosen."""
-        return sorted(self.speedups)[len(self.speedups) // 2]
+    def trials(self) -> list[dict[str, Any]]:
+        """Recipes and learning rates."""
+        pairs = [*(("usual", lr) for lr in self.lrs), *(("gentle", lr) for lr in self.gentle_lrs)]
+        return [{"recipe": recipe, "lr": lr} for recipe, lr in pairs]
 
     def points(self) -> Iterator[dict[str, Any]]:
         """The keys of all rows that are wanted, those of one seed first."""
         for seed in range(self.seeds):
-            for speedup in self.speedups if seed == 0 else self.repeated:
+            for speedup in self.speedups if seed == 0 else self.repeated or self.speedups:
                 for method in self.methods:
                     yield {"method": method, "speedup": speedup, "seed": seed}
 
@@ -108,10 +114,12 @@ def record_frontier(
     config = frontier or Frontier()
     data = load_data(config.data, config.image_size)
     where = pick_device(config.device)
-    network, trained = load_model(config.model, data.classes, config.weights, config.options)
+    load = partial(load_model, config.model, data.classes, config.weights, config.options)
+    loaded = [load(seed=seed) for seed in range(config.seeds)]
+    trained = loaded[0].trained
     require(trained or config.weights == "none", f"{config.model} with weights {config.weights!r} is not trained for "
             f"the classes of {config.data}: give others, or --weights none", BadModel)  # fmt: skip
-    network = network.to(where).eval()
+    networks = [one.model.to(where).eval() for one in loaded]
     settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
                 "options": as_options(config.options)}  # fmt: skip
     blank = Record("frontier", _command(settings), settings, {}, this_machine(where), commit())
@@ -120,29 +128,27 @@ def record_frontier(
     rest, val = hold_back(data, config.held)
     parts = replace(rest, val=val)
 
-    def made(method: str, speedup: float, seed: int, lr: float, on: Data) -> dict[str, Any]:
-        effort = Effort(config.seconds, lr, config.search_lr, config.batch_size, seed=seed,
-                        distil=trained, pretrained=trained)  # fmt: skip
+    def made(method: str, speedup: float, seed: int, tuning: dict[str, Any], on: Data) -> dict[str, Any]:
+        effort = Effort(config.seconds, search_lr=config.search_lr, batch_size=config.batch_size, seed=seed,
+                        distil=trained, pretrained=trained, lr=tuning["lr"], recipe=tuning["recipe"])  # fmt: skip
         budget = Budget(speedup, data.image_size, config.latency_batch, config.runtime, config.precision)
-        return point(method, network, on, budget, effort)
+        return point(method, networks[seed], on, budget, effort)
 
-    trials = {
-        method: [({"method": method, "lr_tried": lr, "speedup": config.middle},
-                  partial(made, method, config.middle, 0, lr, parts)) for lr in LRS.get(method, USUAL)]
-        for method in config.methods
-    }  # fmt: skip
+    def tried(method: str, tuning: dict[str, Any]) -> Task:
+        key = {"method": method, "tried_at": config.tuned_at, **tuning}
+        return key, partial(made, method, config.tuned_at, 0, tuning, parts)
 
     def wanted(key: dict[str, Any]) -> Task:
-        """A point, with the learning rate of its method's best trial; the middle one where all of them failed."""
-        tried = trials[key["method"]]
-        known = [row for trial, _ in tried if (row := rows.find(trial)) is not None]
-        best: dict[str, Any] = max(known, key=lambda row: row["accuracy"]) if known else tried[1][0]
-        return key, partial(made, **key, lr=best["lr_tried"], on=data)
+        """A point, with the recipe and learning rate of its method's best trial; the first where all of them failed."""
+        trials = [(one, rows.find(tried(key["method"], one)[0])) for one in config.trials]
+        known = [(one, row["accuracy"]) for one, row in trials if row is not None]
+        best = max(known, key=lambda pair: pair[1])[0] if known else config.trials[0]
+        return key, partial(_made_with, partial(made, **key, tuning=best, on=data), {**best, "tuned": bool(known)})
 
     if trained:
-        whole = {"way": "original", **_size(network, data)}
-        rows.add(whole, lambda: {"accuracy": evaluate(network, data.val)}, short=True)
-    _work(rows, [task for tasks in trials.values() for task in tasks], echo)
+        whole = {"way": "original", **_size(networks[0], data)}
+        rows.add(whole, lambda: {"accuracy": evaluate(networks[0], data.val)}, short=True)
+    _work(rows, [tried(method, one) for method in config.methods for one in config.trials], echo)
     _work(rows, [wanted(key) for key in config.points()], echo)
     for missing in rows.missing:
         echo(f"missing: {missing} (the same command with the same --out makes it)")
@@ -150,16 +156,24 @@ def record_frontier(
 
 
 def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort) -> dict[str, Any]:
-    """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
+    """What a method makes of a network: accuracy, size, and latency in turns with the original's.
+
+    `meets` says whether the finished network is as quick as asked for, measured once more (2 % short are allowed).
+    """
     done = METHODS[method](model, data, budget, effort)
     timing = replace(budget, rounds=2 * budget.rounds).timing(model, done.model)
     ratio, low, high = timing.speedup("network", over="original")
     return {
-        "accuracy": evaluate(done.model, data.val), **_size(done.model, data), "lr": effort.lr,
+        "accuracy": evaluate(done.model, data.val), **_size(done.model, data), "meets": ratio >= 0.98 * budget.speedup,
         "ms": timing.median("network"), "original_ms": timing.median("original"), "measured_speedup": ratio,
         "q25": low, "q75": high, "timing_busy": timing.busy, "runtime": timing.runtime,
         "seconds": sum(done.record["seconds"].values()), "found": done.record,
     }  # fmt: skip
+
+
+def _made_with(make: Make, tuning: dict[str, Any]) -> dict[str, Any]:
+    """A row that also says how its learning rate came about."""
+    return {**make(), **tuning}
 
 
 def _work(rows: Rows, tasks: Iterable[Task], echo: Callable[[str], object]) -> None:
@@ -171,20 +185,18 @@ def _work(rows: Rows, tasks: Iterable[Task], echo: Callable[[str], object]) -> N
             with rows.claimed(key) as mine:
                 if not mine:
                     left.append((key, make))
-                    continue
-                known = rows.find(key) is not None
-                row = rows.add(key, make, keep_errors=True)
-            if not known:
-                echo(_told(row))
+                elif rows.find(key) is None and not rows.failed(key):
+                    echo(_told(rows.add(key, make, keep_errors=True)))
         if len(left) == len(waiting):
             time.sleep(PAUSE)
         waiting = left
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    what = ", ".join(f"{name} {row[name]}" for name in ("method", "speedup", "seed", "lr_tried") if name in row)
+    names = ("method", "speedup", "seed", "tried_at", "recipe", "lr")
+    what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
     if "error" in row:
-        return f"{what}: failed: {row['error']} (the same command tries it again)"
+        return f"{what}: failed: {row['error']} (the same command, with the same --out, tries it again)"
     if "accuracy" not in row:
         return f"{what}: not begun"
     return f"{what}: {row['accuracy']:.2%} at {row['measured_speedup']:.2f} times the speed, {row['seconds']:.0f} s"
@@ -196,11 +208,19 @@ def _size(model: nn.Module, data: Data) -> dict[str, int]:
 
 
 def _command(config: Mapping[str, Any]) -> str:
-    names = {"methods": "method", "speedups": "speedup", "options": "model_option"}
-    return f"dslib bench frontier {as_words({names.get(key, key): value for key, value in config.items()})}"
+    names = {"methods": "method", "speedups": "speedup", "lrs": "lr", "gentle_lrs": "gentle_lr",
+             "options": "model_option"}  # fmt: skip
+    given = {names.get(key, key): value for key, value in config.items() if value is not None}
+    return f"dslib bench frontier {as_words(given)}"
 
 
 def table(record: Record) -> pd.DataFrame:
-    """The rows of points, without what each method found; errors too."""
-    rows = [row for row in record.values["rows"] if "method" in row and "lr_tried" not in row]
-    return pd.DataFrame([{name: value for name, value in row.items() if name != "found"} for row in rows])
+    """The rows of points, without what each method found; those that failed too, with their `error`.
+
+    `images_per_s` is that of the network's median latency.
+    """
+    rows = [row for row in record.values["rows"] if "seed" in row]
+    frame = pd.DataFrame([{name: value for name, value in row.items() if name != "found"} for row in rows])
+    if "ms" in frame:
+        frame["images_per_s"] = 1000 * record.config["latency_batch"] / frame["ms"]
+    return frame

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -40,10 +39,17 @@ class Rows:
         self._locks = _locks(out) if shared and out is not None else None
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit, self._idle = record.commit, idle
+        self._began = time.time()
         self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
         self.missing: list[str] = []
-        if out is None or not out.exists():
-            return
+        with self._alone():
+            if out is not None and out.exists():
+                self._take_up(record, out, selecting)
+            if self._locks is not None and out is not None:
+                self.record.save(out)  # at once: others learn the settings
+
+    def _take_up(self, record: Record, out: Path, selecting: Collection[str]) -> None:
+        """Go on with the rows that stand in the file."""
         before = Record.load(out)
         configs = [{k: v for k, v in _as_read(r.config).items() if k not in selecting} for r in (record, before)]
         same = configs[0] == configs[1]
@@ -71,7 +77,6 @@ class Rows:
         Returns:
             The row; only the key if the hours are over.
         """
-        rows: list[dict[str, Any]] = self.record.values["rows"]
         key = _as_read(key)
         before = self.find(key)
         if before is not None:
@@ -85,9 +90,10 @@ class Rows:
             if not keep_errors:
                 raise
             kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
-            row = {**key, "error": kind + first_line(error)}
-        with nullcontext() if self._locks is None else FileLock(self._locks / "record.lock"):
+            row = {**key, "error": kind + first_line(error), "at": time.time()}
+        with self._alone():
             self._catch_up()
+            rows: list[dict[str, Any]] = self.record.values["rows"]
             rows[:] = [*(other for other in rows if not other.items() >= key.items()), row]
             if self._out is not None:
                 self.record.save(self._out)
@@ -117,16 +123,25 @@ class Rows:
                 if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
         return next((row for row in rows if row.items() >= _as_read(key).items()), None)
 
+    def failed(self, key: Mapping[str, Any]) -> bool:
+        """Whether the row could not be made since this process began, here or in another process."""
+        rows = (row for row in self.record.values["rows"] if row.get("at", 0.0) >= self._began)
+        return any(row.items() >= _as_read(key).items() for row in rows)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        """No other process writes the file meanwhile."""
+        return nullcontext() if self._locks is None else FileLock(self._locks / "record.lock")
+
     def _catch_up(self) -> None:
-        """Read the rows that others have added."""
+        """Read what others have added."""
         if self._locks is not None and self._out is not None and self._out.exists():
-            self.record.values["rows"][:] = Record.load(self._out).values["rows"]
+            self.record = Record.load(self._out)
 
 
 def _locks(out: Path) -> Path:
-    """A folder for this machine's claims to the rows of a record."""
-    folder = Path(tempfile.gettempdir()) / f"dslib-{sha256(str(out.resolve()).encode()).hexdigest()[:16]}"
-    folder.mkdir(exist_ok=True)
+    """A folder beside a record for claims to its rows."""
+    folder = out.with_suffix(".locks")
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
