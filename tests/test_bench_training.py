@@ -104,3 +104,17 @@ def _made(out, differs):
     for name in ("original", "shrunk", "merged"):
         value = own if differs == "weights" else 0.0
         save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), value)})
+
+
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+
+
+@pytest.mark.parametrize("mask", ["A", "C"])
+def test_the_recorded_ablation_is_whole_and_says_what_the_chapter_says(mask):
+    record = Record.load(RESULTS / f"ablation-mobilenet_v2-imagenette-{mask}.json")
+    found = ablation.table(record)
+    assert list(found["count"]) == [3, 3, 3]
+    rows = {(row["way"], row["seed"]): row["accuracy"] for row in record.values["rows"] if "seed" in row}
+    assert all(rows["plain", seed] - rows["boundary", seed] > 0.1 for seed in range(3))
+    gained = found["mean"]["distilled"] - found["mean"]["boundary"]
+    assert (gained > 1) if mask == "A" else abs(gained) < found["std"]["distilled"]
