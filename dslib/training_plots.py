@@ -58,7 +58,7 @@ def plot_drift(drifts: Mapping[str, pd.DataFrame], removed: Collection[str] = ()
         drifts: name of a network -> `batchnorm_drift` of it.
         removed: names of blocks whose BatchNorms are shaded.
     """
-    figure, panels = new_figure(8.0, 3.4, columns=2)
+    figure, panels = new_figure(10.0, 3.4, columns=2)
     for axes, column in zip(panels, ("mean", "spread"), strict=True):
         for i, (name, frame) in enumerate(drifts.items()):
             axes.plot(np.arange(1, len(frame) + 1), frame[column], MARKERS[i % 8] + "-", color=HUES[i % len(HUES)],
@@ -67,9 +67,9 @@ def plot_drift(drifts: Mapping[str, pd.DataFrame], removed: Collection[str] = ()
             if norm.startswith(tuple(f"{block}." for block in removed)):
                 axes.axvspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
         axes.set_xlabel("BatchNorm, counted from the input")
-    panels[0].set_ylabel("distance of means, stored standard deviations")
+    panels[0].set_ylabel("distance of means, stored deviations")
     panels[1].set(ylabel="standard deviation / stored one", yscale="log")
-    panels[0].legend(frameon=False)
+    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

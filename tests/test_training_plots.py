@@ -32,7 +32,7 @@ def test_drift_of_each_network():
         "anew": pd.DataFrame({"mean": [0.0, 0.1], "spread": [1.0, 1.1]}, index=["a.norm", "b.norm"]),
     }
     means, spreads = training_plots.plot_drift(frames).axes
-    assert labels(means) == ["torn", "anew"]
+    assert labels(spreads) == ["torn", "anew"]
     assert points(means.lines[0]) == [(1, 0), (2, 2)]
     assert points(spreads.lines[1]) == [(1, 1), (2, 1.1)]
     assert spreads.get_yscale() == "log"
