@@ -24,6 +24,5 @@ METHODS: dict[str, Method] = {
     "layer-folding": layer_folding, "depthshrinker": depthshrinker, "given-masks": given_masks, "planner": planner,
     "narrow-and-shrunk": narrow_and_shrunk,
 }  # fmt: skip
-OURS = ("planner", "narrow-and-shrunk")
 
-__all__ = ["METHODS", "OURS", "Budget", "Effort", "Method", "Pruned"]
+__all__ = ["METHODS", "Budget", "Effort", "Method", "Pruned"]

@@ -80,23 +80,19 @@ def least(
             network, found = make(strength)
         return replace(budget, rounds=rounds).reached(original, network), found
 
-    speed, best = tried(1.0, budget.rounds)
+    speed, strongest = tried(1.0, budget.rounds)
     require(speed >= budget.speedup, f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
             f"original on {budget.runtime}, expected {budget.speedup:g}", BadConfig)  # fmt: skip
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
-        speed, found = tried(middle, budget.rounds)
-        if speed >= budget.speedup:
-            high, best = middle, found
+        if tried(middle, budget.rounds)[0] >= budget.speedup:
+            high = middle
         else:
             low = middle
-    step = 2.0**-steps
     while high < 1:  # one lucky measurement is not enough
-        speed, best = tried(high, 3 * budget.rounds)
+        speed, found = tried(high, 3 * budget.rounds)
         if speed >= budget.speedup:
-            break
-        high = min(1.0, high + step)
-        if high == 1:
-            best = tried(1.0, 1)[1]
-    return best
+            return found
+        high += 2.0**-steps
+    return strongest

@@ -51,7 +51,7 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
         return slim.extract(widths), macs(widths)
 
     allowed = least(budget, model, make, clock, what="metapruning")
-    some = data.train.first(max(2, effort.images // 8), effort.seed)
+    some = train_split.first(max(2, effort.images // 8), effort.seed)
     search = _Evolution(slim, macs, [images for images, _ in some.batches(effort.batch_size)], held, effort.seed)
     _train(slim, search, replace(data, train=train_split), effort, clock, allowed, (1 - SEARCH) * limit)
     best = _evolve(search, slim, macs, model, budget, clock, allowed, limit)
