@@ -90,7 +90,9 @@ class Rows:
             if not keep_errors:
                 raise
             kind = "" if isinstance(error, DslibError) else f"{type(error).__name__}: "
-            row = {**key, "error": kind + first_line(error), "at": time.time()}
+            row = {**key, "error": kind + first_line(error)}
+            if self._locks is not None:
+                row["at"] = time.time()  # others that began before need not try it
         with self._alone():
             self._catch_up()
             rows: list[dict[str, Any]] = self.record.values["rows"]
