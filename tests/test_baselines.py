@@ -242,7 +242,10 @@ def test_a_part_of_the_images_fills_the_time(digits):
     part = tuning.planned(digits, seconds=10.0, each=0.1, config=config)
     assert (len(part.data.train), part.epochs) == (100, 1)
     part = tuning.planned(digits, seconds=50.0, each=0.1, config=config)
-    assert (len(part.data.train), part.epochs) == (166, 3)
+    assert (len(part.data.train), part.epochs) == (250, 2)
+    times = part.data.train.images.flatten(1).unique(dim=0, return_counts=True)[1]
+    assert 100 < len(times) <= len(digits.train)  # all but what images are alike
+    assert part.data.train.augment is digits.train.augment
     with pytest.raises(BadConfig, match="1 s are left for a training, a batch takes 3.2 s: give more seconds"):
         tuning.planned(digits, seconds=1.0, each=0.1, config=config)
 

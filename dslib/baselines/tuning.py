@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from ..errors import nearest, require
 from ..finetuning import Finetune, finetune
 from ..schedules import Train
 from ..snapshots import History
+from ..splits import Split
 
 PROBE = 6  # batches that are timed to know how many fit
 RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
@@ -117,7 +117,9 @@ def per_image(
 
 
 def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
-    """Which part of the training images, and how many epochs of it, fit into a time.
+    """Which of the training images, and how many epochs of them, fit into a time.
+
+    Of images in memory some come twice an epoch, so that the time is used up and nearly all images are seen.
 
     Args:
         data: all images.
@@ -130,10 +132,16 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
     images, size = seconds / each, config.batch_size
     require(images >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
             "more seconds")  # fmt: skip
-    epochs = math.ceil(images / len(data.train))
+    split = data.train
+    epochs = max(1, int(images / len(split)))
     count = max(int(images / epochs), size)
-    part = data if count >= len(data.train) else replace(data, train=data.train.first(count, config.seed))
-    return Planned(part, epochs)
+    if count <= len(split):
+        return Planned(replace(data, train=split.first(count, config.seed)), epochs)
+    if not isinstance(split, Split):  # from disk: all of them, as they are
+        return Planned(data, epochs)
+    again = split.first(count - len(split), config.seed)
+    both = (torch.cat(pair) for pair in ((split.images, again.images), (split.labels, again.labels)))
+    return Planned(replace(data, train=Split(*both, split.augment)), epochs)
 
 
 def tune(
