@@ -129,19 +129,19 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
     Raises:
         BadConfig: if not one batch fits.
     """
-    images, size = seconds / each, config.batch_size
-    require(images >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
+    fit, size = seconds / each, config.batch_size
+    require(fit >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
             "more seconds")  # fmt: skip
     split = data.train
-    epochs = max(1, int(images / len(split)))
-    count = max(int(images / epochs), size)
+    epochs = max(1, int(fit / len(split)))
+    count = max(int(fit / epochs), size)
     if count <= len(split):
         return Planned(replace(data, train=split.first(count, config.seed)), epochs)
     if not isinstance(split, Split):  # from disk: all of them, as they are
         return Planned(data, epochs)
     again = split.first(count - len(split), config.seed)
-    both = (torch.cat(pair) for pair in ((split.images, again.images), (split.labels, again.labels)))
-    return Planned(replace(data, train=Split(*both, split.augment)), epochs)
+    images, labels = torch.cat([split.images, again.images]), torch.cat([split.labels, again.labels])
+    return Planned(replace(data, train=replace(split, images=images, labels=labels)), epochs)
 
 
 def tune(
