@@ -22,7 +22,7 @@ from .devices import Others, tune_allocator, wait_for
 from .errors import DslibError, first_line, require
 from .folding import fold
 from .runtimes import (
-    Run,
+    Runner,
     describe,
     dtype_for,
     forget_compiled,
@@ -146,7 +146,7 @@ def measure(
 
 
 def in_turns(
-    runs: Mapping[str, Run], device: torch.device, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
+    runs: Mapping[str, Runner], device: torch.device, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
 ) -> tuple[dict[str, np.ndarray], float | None]:
     """How long each of several functions takes, in turns: name -> ms a round; and the cores that others kept busy.
 
@@ -270,13 +270,13 @@ def _current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _repeats(run: Run, device: torch.device, warmup: int, at_least_ms: float) -> int:
+def _repeats(run: Runner, device: torch.device, warmup: int, at_least_ms: float) -> int:
     for _ in range(max(warmup, 1)):
         took = _time_once(run, device, 1)
     return max(1, round(at_least_ms / max(took, 1e-3)))
 
 
-def _time_once(run: Run, device: torch.device, repeats: int) -> float:
+def _time_once(run: Runner, device: torch.device, repeats: int) -> float:
     """Milliseconds of one run, the mean of `repeats` in a row."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

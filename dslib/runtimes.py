@@ -27,17 +27,17 @@ _COMPILED = 256  # versions of one class that are kept compiled at a time
 _NO_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "alloc_failed", "bad allocation")
 
 
-Run = Callable[[], object]
+Runner = Callable[[], object]
 
 
 class Ready(NamedTuple):
     """A network that is ready to run on one batch, and what it gave for it."""
 
-    run: Run
+    run: Runner
     output: Tensor
 
 
-def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Run:
+def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runner:
     """A function that runs a copy of a network, in eval, on a batch.
 
     Args:

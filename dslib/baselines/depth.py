@@ -24,7 +24,7 @@ from ..sites import Sites, find_sites
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready
-from .tuning import Clock, Effort, Planned, per_image, planned, prepare, start, tune
+from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
@@ -147,7 +147,7 @@ def _measured(model: nn.Module, data: Data, budget: Budget) -> tuple[Sites, Cost
     return sites, cost
 
 
-def _search_time(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> Planned:
+def _search_time(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> Portion:
     """What a search may train on: its share of the time that is left."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
     each = SEARCHING * per_image(model, data, None, config, clock)

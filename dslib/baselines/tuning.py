@@ -92,7 +92,7 @@ class Clock:
         return time.process_time() / torch.get_num_threads() if self.device.type == "cpu" else time.perf_counter()
 
 
-class Planned(NamedTuple):
+class Portion(NamedTuple):
     """A training that takes about so many seconds: the data with so many of its images, and epochs."""
 
     data: Data
@@ -116,7 +116,7 @@ def per_image(
     return share * sum(row["seconds"] for row in rows) / (2 * len(few.train))
 
 
-def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
+def planned(data: Data, seconds: float, each: float, config: Train) -> Portion:
     """Which of the training images, and how many epochs of them, fit into a time.
 
     Of images in memory some come twice an epoch, so that the time is used up and nearly all images are seen.
@@ -136,12 +136,12 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Planned:
     epochs = max(1, int(fit / len(split)))
     count = max(int(fit / epochs), size)
     if count <= len(split):
-        return Planned(replace(data, train=split.first(count, config.seed)), epochs)
+        return Portion(replace(data, train=split.first(count, config.seed)), epochs)
     if not isinstance(split, Split):  # from disk: all of them, as they are
-        return Planned(data, epochs)
+        return Portion(data, epochs)
     again = split.first(count - len(split), config.seed)
     images, labels = torch.cat([split.images, again.images]), torch.cat([split.labels, again.labels])
-    return Planned(replace(data, train=replace(split, images=images, labels=labels)), epochs)
+    return Portion(replace(data, train=replace(split, images=images, labels=labels)), epochs)
 
 
 def tune(
