@@ -136,6 +136,7 @@ def book(args):
     setup()
     shutil.rmtree(str(HTML), ignore_errors=True)
     tool("python", "book/_ext/vendored.py")
+    tool("python", "book/_ext/lab.py")
     status = tool("jupyter-book", "build", ".", "--all", "-W", "--keep-going", "-n",
                   DSLIB_BOOK_EXECUTE="force" if args else "off")  # fmt: skip
     print("dev.py: " + ("the book has errors, see above" if status else f"open {HTML / 'index.html'}"))

@@ -120,6 +120,31 @@ def memory_bench(out: Path | None, **given: Any) -> None:
     write_record(record, out)
 
 
+@click.command("networks")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("data/networks"), show_default=True)
+@click.option("--model", default="mobilenet_v2", show_default=True)
+@click.option("--data", default="imagenette", show_default=True, help="The weights must be trained for its classes.")
+@click.option("--image-size", default=128, show_default=True, help="Side in pixels.")
+@click.option("--k", "ks", type=int, multiple=True, default=(8,), show_default=True, help="Sites to keep.")
+@click.option("--count", default=2048, show_default=True, help="Images to calibrate with.")
+@click.option("--rank-count", default=512, show_default=True, help="Images to rank with.")
+@click.option("--batch-size", default=1, show_default=True, help="Images a batch, of the latencies.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=click.Choice(list(RUNTIMES)),
+    multiple=True,
+    default=("eager", "onnxruntime", "openvino"),
+    show_default=True,
+)
+@out_option
+def networks_bench(out: Path | None, **given: Any) -> None:
+    """The trained networks that come with the book, original and calibrated; those that stand there are kept."""
+    from .bench.networks import record_networks
+
+    write_record(record_networks(**given, echo=click.echo), out)
+
+
 @click.command("starts")
 @trained_options()
 @click.option("--k", default=9, show_default=True, help="Sites to keep.")
@@ -145,4 +170,4 @@ def starts_bench(**given: Any) -> None:
     record_starts(**given)
 
 
-CALIBRATION = (depths_bench, ingredients_bench, speedup_bench, memory_bench, starts_bench)
+CALIBRATION = (depths_bench, ingredients_bench, speedup_bench, memory_bench, starts_bench, networks_bench)

@@ -18,6 +18,10 @@ FILES = {  # pattern below node_modules -> folder below VENDOR
     "@jupyter-widgets/html-manager/dist/*.woff2": ".",  # its icons
     "mathjax/es5/tex-svg.js": "mathjax",
     "mathjax/es5/input/tex/extensions/*": "mathjax/input/tex/extensions",  # for \cancel, \color, ...
+    "onnxruntime-web/dist/ort.wasm.bundle.min.mjs": "ort",
+    "onnxruntime-web/dist/ort-wasm-simd-threaded.wasm": "ort",
+    "onnxruntime-web/dist/ort.webgpu.bundle.min.mjs": "ort",
+    "onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify.wasm": "ort",  # for WebGPU
 }
 # Widgets ask for MathJax 2 to set their labels; the pages have MathJax 3.
 MATHJAX2 = """addEventListener("DOMContentLoaded", () => { if (window.MathJax) MathJax.Hub = {Queue:
@@ -70,8 +74,8 @@ def main() -> int:
 def configure(app, config) -> None:
     """Sphinx's `config-inited`: local files if they are there, links to the repository if it is named."""
     config.nb_execution_mode = os.environ.get("DSLIB_BOOK_EXECUTE", config.nb_execution_mode)
+    config.html_static_path.append(str(VENDOR.parent.relative_to(ROOT)))
     if is_current():
-        config.html_static_path.append(str(VENDOR.parent.relative_to(ROOT)))
         config.nb_ipywidgets_js = {"vendor/embed.js": {"data-jupyter-widgets-cdn": "about:blank"}}
         config.mathjax_path = "vendor/mathjax/tex-svg.js"
     repository = os.environ.get("DSLIB_REPOSITORY")

@@ -1,0 +1,77 @@
+"""What the lab of "In your browser" loads, made when the book is built: networks as ONNX, and PyTorch's answers.
+
+Run as a program, it fills book/_static/lab/ from data/networks/, unless nothing has changed since.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB = ROOT / "book" / "_static" / "lab"
+NETWORKS = ROOT / "data" / "networks"
+PARTS = ("dslib/**/*.py", "data/networks/*", "requirements.lock", "book/_ext/lab.py")
+
+
+def wanted() -> str:
+    """The stamp of a current LAB: a hash of all that it is made of."""
+    files = sorted(path for part in PARTS for path in ROOT.glob(part))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def is_current() -> bool:
+    """Whether LAB holds what would be made now."""
+    stamp = LAB / "complete"
+    return stamp.exists() and stamp.read_text() == wanted()
+
+
+def export_all(folder: Path) -> None:
+    """Write each network as ONNX, and networks.json: titles, classes, and PyTorch's logits of one test image."""
+    import torch
+
+    import dslib
+    from dslib.dense import dense
+    from dslib.splits import IMAGENET_MEAN, IMAGENET_STD
+
+    original, recipe = dslib.load(NETWORKS / "original")
+    side = recipe.image_size
+    torch.manual_seed(0)
+    networks = {"original": ("MobileNetV2", original),
+                "dense": ("dense counterpart, random weights", dense(original, dslib.find_sites(original, side)).model)}  # fmt: skip
+    for path in sorted(NETWORKS.glob("k*.json")):
+        network, made = dslib.load(path)
+        kept = sum(made.mask.values())
+        networks[path.stem] = f"merged, {kept} of {len(made.mask)} sites kept", network
+    image = torch.arange(3 * side * side, dtype=torch.float64).mul(0.01).sin().float().reshape(1, 3, side, side)
+    about = {}
+    for name, (title, network) in networks.items():
+        dslib.export(dslib.fold(network, image), folder / f"{name}.onnx", side)
+        with torch.no_grad():
+            logits = network.eval()(image)[0].tolist()
+        about[name] = {"title": title, "trained": name != "dense", "logits": logits}
+    page = {"image_size": side, "classes": recipe.classes, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    (folder / "networks.json").write_text(json.dumps({**page, "networks": about}))
+
+
+def main() -> int:
+    """Bring LAB up to date; where that fails, say so in a line: the page tells its reader."""
+    if is_current():
+        return 0
+    aside = LAB.with_name("lab.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        export_all(aside)
+    except Exception as error:  # packages are missing, the disk is full: the rest of the book is still wanted
+        print(f"book: the browser lab's networks could not be exported ({error}): its page will say so")
+        return 1
+    (aside / "complete").write_text(wanted())
+    shutil.rmtree(LAB, ignore_errors=True)
+    aside.rename(LAB)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

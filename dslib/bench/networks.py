@@ -1,0 +1,95 @@
+"""The trained networks that come with the book: `dslib bench networks`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..calibration import Calibrate, calibrate
+from ..datasets import load_data
+from ..dense import dense
+from ..devices import this_machine
+from ..errors import BadModel, require
+from ..evaluating import evaluate
+from ..importance import rank
+from ..masks import Plan
+from ..measuring import count_macs, count_parameters, measure
+from ..models import load_model
+from ..recipes import Recipe, load, save
+from ..records import Record, as_words, commit
+from ..sites import find_sites
+
+DENSE = "dense counterpart"
+
+
+def record_networks(
+    folder: Path = Path("data/networks"), model: str = "mobilenet_v2", data: str = "imagenette", image_size: int = 128,
+    ks: tuple[int, ...] = (8,), count: int = 2048, rank_count: int = 512, batch_size: int = 1,
+    runtimes: tuple[str, ...] = ("eager", "onnxruntime", "openvino"), echo: Callable[[str], object] = print,
+) -> Record:  # fmt: skip
+    """A pretrained network and what calibration makes of it without labels, in half precision; and how fast they are.
+
+    Accuracies are those of the files: loaded again, on the validation split. Networks that stand in the folder are
+    kept.
+
+    Args:
+        folder: for `original` and `k8` and so on, recipes and weights.
+        model: with pretrained weights, as for `load_model`.
+        data, image_size: as for `load_data`.
+        ks: how many of the highest ranked sites are kept.
+        count, rank_count: training images to calibrate and to rank with.
+        batch_size: images a batch, of the latencies.
+        runtimes: that latencies are measured on, of these networks and of the original's dense counterpart.
+        echo: is told each network.
+    """
+    loaded = load_data(data, image_size)
+    found = load_model(model, loaded.classes, "default")
+    require(found.trained, f"{model} is not trained for the classes of {data}: choose others", BadModel)
+    network = found.model.eval()
+    sites, images = find_sites(network, image_size), loaded.train.first(count)
+    for k in ks:
+        sites.check_k(k)
+    recipe = Recipe(model, tuple(loaded.classes), image_size)
+    _kept(folder / "original", lambda: (network, recipe))
+
+    def calibrated(k: int) -> tuple[nn.Module, Recipe]:
+        mask = rank(network, sites, images.first(rank_count), Calibrate()).mask(k)
+        done = calibrate(network, Plan(mask), images, Calibrate())
+        return done.model, Recipe(model, recipe.classes, image_size, {}, dict(mask), merged=tuple(done.errors))
+
+    for k in ks:
+        _kept(folder / f"k{k}", lambda k=k: calibrated(k))  # type: ignore[misc]
+    rows: list[dict[str, Any]] = []
+    networks = {}
+    for name in ("original", *(f"k{k}" for k in ks)):
+        networks[name], made = load(folder / name)
+        removed = [] if made.mask is None else [site for site, on in made.mask.items() if not on]
+        rows.append({"network": name, "accuracy": evaluate(networks[name], loaded.val), "removed": removed,
+                     "macs": count_macs(networks[name], (3, image_size, image_size)),
+                     "parameters": count_parameters(networks[name])})  # fmt: skip
+        echo(f"{name}: accuracy {rows[-1]['accuracy']:.2%}, {rows[-1]['parameters']:,} parameters")
+    networks[DENSE] = dense(network, sites).model
+    timings = []
+    for runtime in runtimes:
+        timing = measure(networks, torch.randn(batch_size, 3, image_size, image_size), 41, runtime=runtime)
+        for name in networks:
+            ratio, low, high = timing.speedup(name, over="original")
+            timings.append({"network": name, "runtime": timing.runtime, "ms": timing.median(name), "speedup": ratio,
+                            "q25": low, "q75": high, "busy": timing.busy})  # fmt: skip
+            echo(f"{name}: {ratio:.2f} times as fast as the original on {timing.runtime}")
+    settings = {"folder": str(folder), "model": model, "data": data, "image_size": image_size, "k": ks, "count": count,
+                "rank_count": rank_count, "batch_size": batch_size, "runtime": runtimes}  # fmt: skip
+    command = f"dslib bench networks {as_words(settings)}"
+    return Record("networks", command, settings, {"rows": rows, "timings": timings}, this_machine(), commit())
+
+
+def _kept(path: Path, make: Callable[[], tuple[nn.Module, Recipe]]) -> None:
+    """Write a network in half precision, which a recipe's loading makes float32 again; unless one stands there."""
+    if not path.with_name(f"{path.name}.json").exists():
+        network, recipe = make()
+        save(path, copy.deepcopy(network).half(), recipe)
