@@ -32,8 +32,8 @@ class Importance:
     Args:
         count: training images that the network recovers on, and as many others that its loss is taken on.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
-        calibrate: how to calibrate what is removed (kept blocks are not adjusted); None takes the activations out
-            and gathers BatchNorm's statistics anew.
+        calibrate: how to calibrate what is removed, and to adjust what is kept; None takes the activations out and
+            gathers BatchNorm's statistics anew.
         finetune: how to finetune before the loss is taken; None does not.
         seed: of the choice of images.
     """

@@ -30,6 +30,7 @@ def is_current() -> bool:
 def export_all(folder: Path) -> None:
     """Write each network as ONNX, and networks.json: titles, classes, and PyTorch's logits of one test image."""
     import torch
+    from timm.data import ImageNetInfo
 
     import dslib
     from dslib.dense import dense
@@ -51,7 +52,9 @@ def export_all(folder: Path) -> None:
         with torch.no_grad():
             logits = network.eval()(image)[0].tolist()
         about[name] = {"title": title, "trained": name != "dense", "logits": logits}
-    page = {"image_size": side, "classes": recipe.classes, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    words = ImageNetInfo("imagenet-1k")
+    classes = [words.label_name_to_description(name) for name in recipe.classes]
+    page = {"image_size": side, "classes": classes, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     (folder / "networks.json").write_text(json.dumps({**page, "networks": about}))
 
 

@@ -5,7 +5,10 @@ const HERE = new URL(".", import.meta.url);
 const WARMUP = 3, ROUNDS = 25;
 const COLOURS = { original: "#999999", dense: "#E69F00" }; // as in the figures; merged networks are green
 const MERGED = "#009E73";
-const BUNDLES = { wasm: "ort.wasm.bundle.min.mjs", webgpu: "ort.webgpu.bundle.min.mjs" };
+const FILES = { // of ONNX Runtime Web: its module, and the binary that this loads
+  wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],
+  webgpu: ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
+};
 
 const lab = document.getElementById("lab");
 const recorded = JSON.parse(document.getElementById("lab-recorded").textContent);
@@ -29,11 +32,11 @@ async function fetched(path) {
 
 /** ONNX Runtime Web for a runtime; one thread, as pages without special headers have no shared memory. */
 async function ortFor(runtime) {
-  const url = new URL(`vendor/ort/${BUNDLES[runtime]}`, HERE);
-  const ort = await import(url).catch(() => {
+  const [module, binary] = FILES[runtime].map((name) => new URL(`vendor/ort/${name}`, HERE).href);
+  const ort = await import(module).catch(() => {
     throw new Error("ONNX Runtime Web is missing: npm could not be reached when this book was built");
   });
-  ort.env.wasm.wasmPaths = new URL("vendor/ort/", HERE).href;
+  ort.env.wasm.wasmPaths = { wasm: binary };
   ort.env.wasm.numThreads = 1;
   ort.env.logLevel = "error";
   return ort;
@@ -170,7 +173,7 @@ function button(text, status, act) {
     try {
       await act();
     } catch (error) {
-      status.textContent = error.message;
+      status.textContent = `This did not work: ${error.message}`;
     }
     element.disabled = false;
   });
@@ -223,7 +226,7 @@ function pictures() {
 try {
   about = await (await fetched("lab/networks.json")).json();
   const heading = (text) => make("p", {}, make("strong", {}, text));
-  lab.replaceChildren(heading("How fast?"), timing(), heading(`Which of these? ${recorded.length ? about.classes.join(", ") : ""}`),
+  lab.replaceChildren(heading("How fast?"), timing(), heading(`What is it? One of: ${about.classes.join(", ")}.`),
                       pictures());
 } catch (error) {
   lab.textContent = `The lab cannot run: ${error.message}.`;

@@ -27,6 +27,7 @@ from .result import Pruned, ready
 from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
+LOOKED_AT = 8  # one image of so many is recovered on, and another's loss taken: importances must leave time to train
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 
@@ -100,7 +101,7 @@ def _planned(
     """Planned, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
     with clock.part("importance"):
-        count = effort.images // 4
+        count = max(2, effort.images // LOOKED_AT)
         settings = Importance(count=count, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
         found = importance(model, data, sites, settings, progress=False)
     plan = _first_quick_enough(name, [one.plan for one in pareto(found, cost)], model, original, budget, clock)
