@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import pandas as pd
 import pytest
 from conftest import wide
 
 from dslib.baselines import METHODS, Pruned
 from dslib.bench import frontier
-from dslib.bench.frontier import Frontier, record_frontier, table
+from dslib.bench.frontier import Frontier, fastest, lead, means, record_frontier, table
 from dslib.bench.rows import Rows
 from dslib.cli_bench_search import frontier_bench
 from dslib.errors import BadConfig, BadModel, require
@@ -145,3 +146,24 @@ def test_a_row_that_another_process_makes_is_not_claimed(tmp_path):
         assert theirs
     one.add({"a": 1}, lambda: {"b": 2})
     assert other.find({"a": 1}) == {"a": 1, "b": 2, "commit": "c"}
+
+
+def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
+    rows = [
+        ("ours", 1.5, 0, 150.0, 0.8), ("ours", 1.5, 1, 170.0, 0.7), ("ours", 3.0, 0, 300.0, 0.4),
+        ("theirs", 1.5, 0, 120.0, 0.8), ("theirs", 3.0, 0, 400.0, 0.5), ("theirs", 9.0, 0, None, None),
+    ]  # fmt: skip
+    found = means(pd.DataFrame(rows, columns=["method", "speedup", "seed", "images_per_s", "accuracy"]))
+    assert found[["method", "speedup", "images_per_s", "accuracy", "seeds"]].values.tolist() == [
+        ["ours", 1.5, 160.0, 0.75, 2], ["ours", 3.0, 300.0, 0.4, 1],
+        ["theirs", 1.5, 120.0, 0.8, 1], ["theirs", 3.0, 400.0, 0.5, 1],
+    ]  # fmt: skip
+    assert found["accuracy_std"][0] == pytest.approx(0.05 * 2**0.5)
+    assert fastest(found, 0.6)["images_per_s"] == 160.0
+    assert fastest(found, 0.81) is None
+    rows = lead(found, ["ours"], original=(100.0, 0.9))
+    assert rows["accuracy"].tolist() == [0.9, 0.8, 0.75]  # upper half of 0.5 to 0.9
+    assert rows["ours"].tolist() == [100.0, 100.0, 160.0]
+    assert rows["others"].tolist() == [100.0, 120.0, 120.0]
+    assert rows["factor"].tolist() == pytest.approx([1.0, 100 / 120, 160 / 120])
+    assert lead(found[:1], ["ours"], (100.0, 0.7))["factor"].isna().all()  # there are no others

@@ -39,8 +39,8 @@ def export_all(folder: Path) -> None:
     original, recipe = dslib.load(NETWORKS / "original")
     side = recipe.image_size
     torch.manual_seed(0)
-    networks = {"original": ("MobileNetV2", original),
-                "dense": ("dense counterpart, random weights", dense(original, dslib.find_sites(original, side)).model)}  # fmt: skip
+    counterpart = dense(original, dslib.find_sites(original, side)).model
+    networks = {"original": ("MobileNetV2", original), "dense": ("dense counterpart, random weights", counterpart)}
     for path in sorted(NETWORKS.glob("k*.json")):
         network, made = dslib.load(path)
         kept = sum(made.mask.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..evaluating import evaluate
 from ..measuring import count_macs, count_parameters
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
+from ..search_plots import unbeaten
 from .judging import hold_back
 from .rows import Rows
 
@@ -224,3 +225,51 @@ def table(record: Record) -> pd.DataFrame:
     if "ms" in frame:
         frame["images_per_s"] = 1000 * record.config["latency_batch"] / frame["ms"]
     return frame
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each method at each budget: mean and standard deviation of accuracy and throughput over seeds, and their number.
+
+    Args:
+        frame: as from `table`; rows that failed are left out.
+    """
+    grouped = frame.dropna(subset=["accuracy"]).groupby(["method", "speedup"], sort=False)
+    parts = {name: grouped[name].agg(["mean", "std"]) for name in ("accuracy", "images_per_s")}
+    columns = {f"{name}{end}": part[of] for name, part in parts.items() for of, end in (("mean", ""), ("std", "_std"))}
+    return pd.DataFrame({**columns, "seeds": grouped.size()}).reset_index()
+
+
+def fastest(found: pd.DataFrame, floor: float) -> pd.Series | None:
+    """The row of `means` with the highest throughput of those with an accuracy of at least `floor`, if there is one."""
+    good = found[found["accuracy"] >= floor]
+    return None if good.empty else good.loc[good["images_per_s"].idxmax()]
+
+
+def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, float]) -> pd.DataFrame:
+    """How much faster our networks are at equal accuracy, over the upper half of the accuracies on the frontier.
+
+    At each accuracy that a network there has: the fastest of ours with at least that, and the fastest of the others;
+    the original is anybody's.
+
+    Args:
+        found: as from `means`.
+        ours: names of our methods.
+        original: its throughput and accuracy.
+    Returns:
+        One row an accuracy, the highest first: `accuracy`, `ours` and `others` in images per second, `factor`.
+    """
+    line = unbeaten([original, *found[["images_per_s", "accuracy"]].itertuples(index=False, name=None)])
+    levels = sorted({accuracy for _, accuracy in line}, reverse=True)
+    middle = (levels[0] + levels[-1]) / 2
+    mine = found["method"].isin(list(ours))
+
+    def speed(part: pd.DataFrame, floor: float) -> float:
+        row = fastest(part, floor)
+        least = original[0] if original[1] >= floor else 0.0
+        return max(least, 0.0 if row is None else float(row["images_per_s"]))
+
+    rows = [{"accuracy": level, "ours": speed(found[mine], level), "others": speed(found[~mine], level)}
+            for level in levels if level >= middle]  # fmt: skip
+    done = pd.DataFrame(rows)
+    done["factor"] = done["ours"] / done["others"].where(done["others"] > 0)
+    return done

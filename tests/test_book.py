@@ -1,0 +1,87 @@
+"""The chapters' sources: no typed results, every cell run, every module in the API, every chapter whole."""
+
+import json
+import pkgutil
+import re
+
+import pytest
+import yaml
+from conftest import ROOT
+
+import dslib
+
+BOOK = ROOT / "book"
+CHAPTERS = sorted(path for path in BOOK.glob("*") if path.suffix in (".ipynb", ".md"))
+NAMES = [path.name for path in CHAPTERS]
+# A number with a unit of a result. What is no result (a setting, a formula, arithmetic) stands in the list.
+RESULT = re.compile(
+    r"(?<![\w.^-])\d[\d,.]*\s?(?:%|ms\b|x\b(?! \d)|images/s|M\b|G\b|points?\b|times\b|seconds\b|minutes\b)"
+)
+ALLOWED = (ROOT / "tests" / "typed_numbers.txt").read_text().splitlines()
+LEARNING = ("why_dense", "three_stages", "which_activations", "getting_accuracy_back", "merging_is_exact",
+            "no_training_set", "the_trade_off", "shrink_your_own", "in_your_browser", "imagenet_scale")  # fmt: skip
+
+
+def prose(path) -> list[str]:
+    """The text of a chapter, without code blocks."""
+    if path.suffix == ".ipynb":
+        cells = json.loads(path.read_text())["cells"]
+        texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    else:
+        texts = [path.read_text()]
+    return [re.sub(r"```(?!\{).*?```", "", text, flags=re.S) for text in texts]
+
+
+def typed(text: str) -> list[str]:
+    """Each number with a unit, and the words around it."""
+    flat = " ".join(text.split())
+    return [flat[max(0, found.start() - 30) : found.end() + 20] for found in RESULT.finditer(flat)]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=NAMES)
+def test_no_result_is_typed_into_prose(path):
+    allowed = [line.partition(": ")[2] for line in ALLOWED if line.startswith(f"{path.stem}: ")]
+    found = [words for text in prose(path) for words in typed(text)]
+    assert [words for words in found if not any(part in words for part in allowed)] == []
+    assert [part for part in allowed if not any(part in words for words in found)] == []  # nothing stale
+
+
+def test_a_typed_result_is_seen():
+    assert typed("it keeps 92.8 % of them") == ["it keeps 92.8 % of them"]
+    assert len(typed("1.2 x, 3 ms, 10,804 images/s and 415 M")) == 4
+    assert typed("k = 8 of 17 sites, 128 px, a 3x3 kernel, $x^2$, in 2022") == []
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.suffix == ".ipynb"], ids=lambda path: path.name)
+def test_every_cell_was_run_in_order_and_none_failed(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert not {"raises-exception", "nbval-skip", "remove-output"} & {
+        t for c in cells for t in c["metadata"].get("tags", ())
+    }
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_chapter_has_its_parts(name):
+    (path,) = [path for path in CHAPTERS if path.stem == name]
+    text = "\n".join(prose(path))
+    for part in ("**Question.**", "**Idea in a picture.**", "Try this", "**Exercise.**", ":::{dropdown} Solution"):
+        assert part in text, part
+
+
+def test_every_page_is_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    entries = [{"file": toc["root"]}, *toc["chapters"], *(s for c in toc["chapters"] for s in c.get("sections", ()))]
+    assert sorted(entry["file"] for entry in entries) == sorted(f"book/{path.stem}" for path in CHAPTERS)
+
+
+def test_the_api_describes_every_module():
+    listed = re.findall(r"automodule:: (\S+)", (BOOK / "modules.md").read_text())
+    modules = [found.name for found in pkgutil.walk_packages(dslib.__path__, "dslib.")]
+    assert sorted(listed) == sorted(name for name in modules if not name.startswith("dslib.cli"))
+    for name in dslib.__all__:  # these are described on the page before, and only there
+        home = getattr(dslib, name).__module__
+        text = (BOOK / "modules.md").read_text().partition(f"automodule:: {home}\n")[2].partition("```")[0]
+        assert name in re.findall(r"\w+", text.partition("exclude-members:")[2])
