@@ -7,6 +7,7 @@ they open with no network at all; where the files are missing, pages link to the
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -71,6 +72,16 @@ def main() -> int:
     return 1
 
 
+# The theme brings its icons twice, as fonts and as a script of half a megabyte; and asks for fonts before they are used.
+TWICE = re.compile(r'<script src="[^"]*/fontawesome/[^"]*"></script>|<link rel="preload" as="font"[^>]*>')
+
+
+def lighten(app, error) -> None:
+    """Sphinx's `build-finished`: leave out what the theme loads twice."""
+    for page in Path(app.outdir).glob("**/*.html") if error is None else ():
+        page.write_text(TWICE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def configure(app, config) -> None:
     """Sphinx's `config-inited`: local files if they are there, links to the repository if it is named."""
     config.nb_execution_mode = os.environ.get("DSLIB_BOOK_EXECUTE", config.nb_execution_mode)
@@ -85,9 +96,12 @@ def configure(app, config) -> None:
 
 
 def setup(app) -> dict:
-    """Register `configure` with Sphinx."""
+    """Register with Sphinx."""
     app.connect("config-inited", configure)
+    app.connect("build-finished", lighten)
     app.add_js_file(None, body=MATHJAX2)
+    app.add_js_file("names.js", loading_method="defer")
+    app.add_css_file("book.css")
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

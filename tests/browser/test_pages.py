@@ -3,56 +3,31 @@
 Needs `python3 dev.py book` and a Chromium (CHROMIUM names it); run by `python3 dev.py browser`.
 """
 
-import functools
-import http.server
-import os
-import shutil
-import threading
-from pathlib import Path
+from html.parser import HTMLParser
+from urllib.parse import unquote, urldefrag
 
 import pytest
-from playwright.sync_api import sync_playwright
+from pages import HTML, PAGES, ROOT, chromium, open_page, served, weight
 
-HTML = Path(__file__).resolve().parents[2] / "_build" / "html"
-PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.glob("book/*.html"))
-OFF = ["gpu", "quic", "background-networking", "component-update", "sync"]
-FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
+import dslib
+
 SLIDER = ".widget-hslider [role=slider]"
-
-
-def chromium() -> str:
-    """The path of a Chromium, or a failure that says how to get one."""
-    names = [os.environ.get("CHROMIUM", "chromium"), "chromium-browser", "google-chrome"]
-    found = next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        pytest.fail("expected a Chromium, found none: apt install chromium, or set CHROMIUM to its path")
-    return found
+MOST = 2_000_000  # bytes of a page with all it loads, gzipped
+AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium with an empty profile."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files without a line on stderr for each."""
-
-    def log_message(self, *args):
-        """Say nothing."""
 
 
 @pytest.fixture(scope="module")
 def http_root():
     """The address of a server of the built pages."""
-    handler = functools.partial(Quiet, directory=str(HTML))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with served() as address:
+        yield address
 
 
 @pytest.fixture(params=["http", "file"])
@@ -80,12 +55,6 @@ def tab(browser, root):
     yield page
     page.close()
     assert [text for text in seen if not is_known(text, root)] == []
-
-
-def open_page(tab, url: str) -> None:
-    """Open a page and wait until formulas are set and nothing loads any more."""
-    tab.goto(url, wait_until="networkidle")
-    tab.wait_for_function("!window.MathJax || MathJax.startup?.promise?.then(() => true)")
 
 
 def shown(tab) -> list[str]:
@@ -134,3 +103,87 @@ def test_sliders_change_what_is_seen(tab, root, name):
 def test_the_front_page_leads_to_the_book(tab, root):
     tab.goto(f"{root}/index.html")
     tab.wait_for_url("**/book/intro.html")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_bars_a_reader(browser, http_root, name, theme):
+    """Axe-core finds no serious violation of accessibility."""
+    page = browser.new_page(color_scheme=theme)
+    open_page(page, f"{http_root}/{name}")
+    page.wait_for_timeout(500)  # the theme makes what scrolls focusable after all has loaded
+    page.add_script_tag(path=AXE)
+    # docutils puts backlinks into its list of citations
+    options = "{exclude: ['.citation-list']}, {resultTypes: ['violations']}"
+    found = page.evaluate(f"axe.run({options}).then(found => found.violations)")
+    page.close()
+    serious = [one for one in found if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"]][:3]) for one in serious] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_light(browser, http_root, name):
+    page = browser.new_page()
+    assert weight(page, f"{http_root}/{name}") < MOST
+    page.close()
+
+
+class Links(HTMLParser):
+    """Collects where a page's links lead, and its anchors."""
+
+    def __init__(self):
+        super().__init__()
+        self.targets, self.anchors = [], set()
+
+    def handle_starttag(self, tag, attributes):
+        """Note a link, or an anchor."""
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.targets += [
+            found[key] for key in ("href", "src") if found.get(key) and tag in ("a", "img", "link", "script")
+        ]
+
+
+def test_links_lead_somewhere():
+    pages = {}
+    for path in (HTML / name for name in ("index.html", "search.html", "genindex.html", *PAGES)):
+        pages[path] = Links()
+        pages[path].feed(path.read_text())
+    broken = []
+    for path, links in pages.items():
+        for target in links.targets:
+            address, anchor = urldefrag(target)
+            if "://" in address or address.startswith(("data:", "mailto:", "javascript:")):
+                continue
+            place = (path.parent / unquote(address.partition("?")[0])).resolve() if address else path
+            if not place.exists() or (anchor and place in pages and unquote(anchor) not in pages[place].anchors):
+                broken.append(f"{path.name}: {target}")
+    assert broken == []
+
+
+def test_the_api_has_every_public_name():
+    links = Links()
+    links.feed((HTML / "book" / "api.html").read_text())
+    assert {f"dslib.{name}" for name in dslib.__all__} <= links.anchors
+
+
+def test_the_lab_computes_what_pytorch_does(browser, http_root):
+    page = browser.new_page()
+    open_page(page, f"{http_root}/book/in_your_browser.html")
+    page.click("text=Measure here")
+    page.wait_for_function("document.getElementById('lab').dataset.difference", timeout=120_000)
+    assert float(page.locator("#lab").get_attribute("data-difference")) < 1e-3
+    assert "your browser" in page.locator("#lab table").inner_text()
+    page.set_input_files("#lab-file", files=[{"name": "x.png", "mimeType": "image/png", "buffer": page.screenshot()}])
+    page.wait_for_selector("#lab-answer li")
+    assert page.locator("#lab-answer ol").count() == 2  # the original and the merged network
+    page.set_input_files("#lab-file", files=[{"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"}])
+    page.wait_for_selector("text=This file could not be used")
+    page.close()
+
+
+def test_from_a_file_the_lab_says_how_to_serve_it(browser):
+    page = browser.new_page()
+    open_page(page, f"{HTML.as_uri()}/book/in_your_browser.html")
+    assert "python3 dev.py serve" in page.locator("#lab").inner_text()
+    page.close()
