@@ -2,7 +2,8 @@
 """Set up and run DepthShrinker, the book. The first call makes .venv from requirements.lock.
 
     python3 dev.py test [pytest arguments]   the tests and every cell of every chapter: pytest --nbval
-    python3 dev.py book [--execute]          build the pages (--execute: run the chapters afresh)
+    python3 dev.py book [--execute | --full] build the pages (--execute: run the chapters afresh; --full: with
+                                             their long measurements, hours, on the best device here)
     python3 dev.py serve [port]              build, then serve the pages on 127.0.0.1 (port 8000)
     python3 dev.py lint                      ruff check, ruff format --check, mypy
     python3 dev.py browser [pytest arguments]   open the built pages in Chromium
@@ -127,18 +128,19 @@ def lint(args):
 
 
 def book(args):
-    """Build the pages from the committed outputs, or with --execute from outputs made now.
+    """Build the pages from the committed outputs, with --execute or --full from outputs made now.
 
     Nothing is cached (--all, no jupyter-cache): pages never show what an older dslib computed.
     """
-    if args not in ([], ["--execute"]):
-        raise SetupError(f"expected `book` or `book --execute`, found `book {' '.join(args)}`")
+    if args not in ([], ["--execute"], ["--full"]):
+        raise SetupError(f"expected `book`, `book --execute` or `book --full`, found `book {' '.join(args)}`")
     setup()
     shutil.rmtree(str(HTML), ignore_errors=True)
     tool("python", "book/_ext/vendored.py")
     tool("python", "book/_ext/lab.py")
     status = tool("jupyter-book", "build", ".", "--all", "-W", "--keep-going", "-n",
-                  DSLIB_BOOK_EXECUTE="force" if args else "off")  # fmt: skip
+                  DSLIB_BOOK_EXECUTE="force" if args else "off",
+                  DSLIB_BOOK="full" if args == ["--full"] else "quick")  # fmt: skip
     print("dev.py: " + ("the book has errors, see above" if status else f"open {HTML / 'index.html'}"))
     return status
 

@@ -170,14 +170,14 @@ def test_arguments_of_test_reach_pytest_which_shares_the_cores(dev, monkeypatch)
 def test_book_shows_committed_outputs_unless_told_to_execute(dev, monkeypatch):
     modes = []
     monkeypatch.setattr(dev, "tool", lambda name, *args, **env: modes.extend(env.values()) or 0)
-    assert dev.main(["book"]) == dev.main(["book", "--execute"]) == 0
-    assert modes == ["off", "force"]
+    assert dev.main(["book"]) == dev.main(["book", "--execute"]) == dev.main(["book", "--full"]) == 0
+    assert modes == ["off", "quick", "force", "quick", "force", "full"]
 
 
 def test_help_and_unknown_commands_show_the_commands(dev, capsys):
     assert dev.main(["--help"]) == 0
     assert dev.main(["bok"]) == 2
-    assert capsys.readouterr().out.count("python3 dev.py book [--execute]") == 2
+    assert capsys.readouterr().out.count("python3 dev.py book [--execute | --full]") == 2
 
 
 def test_dev_py_has_no_syntax_newer_than_python_3_6():
@@ -228,6 +228,21 @@ def test_without_npm_the_build_goes_on_with_a_line(vendored, monkeypatch, capsys
     assert vendored.main() == 1
     assert "npm could not install package-lock.json" in capsys.readouterr().out
     assert not vendored.is_current()
+
+
+def test_the_labs_files_are_made_once_and_never_by_halves(tmp_path, monkeypatch, capsys):
+    lab = module("book/_ext/lab.py")
+    monkeypatch.setattr(lab, "LAB", tmp_path / "lab")
+    made = []
+    monkeypatch.setattr(lab, "export_all", lambda folder: made.append((folder / "x.onnx").write_text("x")))
+    assert lab.main() == lab.main() == 0
+    assert made == [1]
+    assert (tmp_path / "lab" / "x.onnx").exists()
+    monkeypatch.setattr(lab, "wanted", lambda: "of other networks")
+    monkeypatch.setattr(lab, "export_all", lambda folder: (folder / "y.onnx").write_text(1))
+    assert lab.main() == 1
+    assert "the browser lab's networks could not be exported" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "lab").iterdir()) == ["complete", "x.onnx"]
 
 
 # --- the line a shell sees

@@ -72,7 +72,7 @@ def main() -> int:
     return 1
 
 
-# The theme brings its icons twice, as fonts and as a script of half a megabyte; and asks for fonts before they are used.
+# The theme brings its icons twice, as fonts and as half a megabyte of script; and asks for fonts too early.
 TWICE = re.compile(r'<script src="[^"]*/fontawesome/[^"]*"></script>|<link rel="preload" as="font"[^>]*>')
 
 
@@ -85,6 +85,8 @@ def lighten(app, error) -> None:
 def configure(app, config) -> None:
     """Sphinx's `config-inited`: local files if they are there, links to the repository if it is named."""
     config.nb_execution_mode = os.environ.get("DSLIB_BOOK_EXECUTE", config.nb_execution_mode)
+    if os.environ.get("DSLIB_BOOK") == "full":
+        config.nb_execution_timeout = -1  # cells take hours
     config.html_static_path.append(str(VENDOR.parent.relative_to(ROOT)))
     if is_current():
         config.nb_ipywidgets_js = {"vendor/embed.js": {"data-jupyter-widgets-cdn": "about:blank"}}
