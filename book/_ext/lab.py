@@ -53,7 +53,7 @@ def export_all(folder: Path) -> None:
             logits = network.eval()(image)[0].tolist()
         about[name] = {"title": title, "trained": name != "dense", "logits": logits}
     words = ImageNetInfo("imagenet-1k")
-    classes = [words.label_name_to_description(name) for name in recipe.classes]
+    classes = [words.label_name_to_description(name).partition(",")[0] for name in recipe.classes]
     page = {"image_size": side, "classes": classes, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     (folder / "networks.json").write_text(json.dumps({**page, "networks": about}))
 
