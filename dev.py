@@ -3,7 +3,7 @@
 
     python3 dev.py test [pytest arguments]   the tests and every cell of every chapter: pytest --nbval
     python3 dev.py book [--execute | --full] build the pages (--execute: run the chapters afresh; --full: with
-                                             their long measurements, hours, on the best device here)
+                                             the long measurements that some have, hours, on the best device)
     python3 dev.py serve [port]              build, then serve the pages on 127.0.0.1 (port 8000)
     python3 dev.py lint                      ruff check, ruff format --check, mypy
     python3 dev.py browser [pytest arguments]   open the built pages in Chromium
@@ -140,7 +140,7 @@ def book(args):
     tool("python", "book/_ext/lab.py")
     status = tool("jupyter-book", "build", ".", "--all", "-W", "--keep-going", "-n",
                   DSLIB_BOOK_EXECUTE="force" if args else "off",
-                  DSLIB_BOOK="full" if args == ["--full"] else "quick")  # fmt: skip
+                  **({"DSLIB_BOOK": "full"} if args == ["--full"] else {}))  # fmt: skip
     print("dev.py: " + ("the book has errors, see above" if status else f"open {HTML / 'index.html'}"))
     return status
 

@@ -233,3 +233,32 @@ def test_exact_borders_on_real_photos(monkeypatch):
     for network in values["networks"].values():
         assert network["largest_relative_difference"] < 1e-4
         assert network["other_top1"] == 0
+
+
+def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, digits, tmp_path):
+    from conftest import wide
+
+    from dslib.bench import networks
+    from dslib.models import Loaded
+
+    torch.manual_seed(0)
+    trained = wide()
+    monkeypatch.setattr(networks, "load_data", lambda *_: digits)
+    monkeypatch.setattr(networks, "load_model", lambda *_: Loaded(trained, True))
+    given = {"model": "conftest:wide", "data": "digits", "image_size": 16, "ks": (1, 2), "count": 64, "rank_count": 32,
+             "runtimes": ("eager",), "echo": lambda _: None}  # fmt: skip
+    record = networks.record_networks(tmp_path, **given)
+    rows = {row["network"]: row for row in record.values["rows"]}
+    assert {name: len(row["removed"]) for name, row in rows.items()} == {"original": 0, "k1": 2, "k2": 1}
+    assert [row["network"] for row in record.values["timings"]] == ["original", "k1", "k2", networks.DENSE]
+    stored, _ = dslib.load(tmp_path / "original")
+    assert torch.equal(stored.state_dict()["0.0.weight"], trained.state_dict()["0.0.weight"].half().float())
+    assert rows["original"]["accuracy"] == dslib.evaluate(stored, digits.val)
+    monkeypatch.setattr(networks, "calibrate", None)  # all stand
+    again = networks.record_networks(tmp_path, **given).values["rows"]
+    assert again == record.values["rows"]
+    with pytest.raises(BadConfig, match="original.json is of conftest:wide at 16 px: give another folder"):
+        networks.record_networks(tmp_path, **{**given, "image_size": 32})
+    with pytest.raises(BadModel, match="is not trained for the classes of digits"):
+        monkeypatch.setattr(networks, "load_model", lambda *_: Loaded(trained, False))
+        networks.record_networks(tmp_path, **given)

@@ -18,7 +18,10 @@ PARTS = ("dslib/**/*.py", "data/networks/*", "requirements.lock", "book/_ext/lab
 def wanted() -> str:
     """The stamp of a current LAB: a hash of all that it is made of."""
     files = sorted(path for part in PARTS for path in ROOT.glob(part))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    found = hashlib.sha256()
+    for path in files:
+        found.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 def is_current() -> bool:
@@ -69,6 +72,7 @@ def main() -> int:
         export_all(aside)
     except Exception as error:  # packages are missing, the disk is full: the rest of the book is still wanted
         print(f"book: the browser lab's networks could not be exported ({error}): its page will say so")
+        shutil.rmtree(LAB, ignore_errors=True)  # not those of other networks
         return 1
     (aside / "complete").write_text(wanted())
     shutil.rmtree(LAB, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""Names in chapters, like `dslib.merge`, lead to where the API describes them."""
+"""Names in chapters, like `dslib.merge`, lead to where the API describes them; one that it does not is a warning."""
 
 import re
 
 from docutils import nodes
+from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 NAME = re.compile(r"dslib(?:\.\w+)+")
@@ -14,6 +15,8 @@ def link_names(app, doctree, docname) -> None:
     for literal in list(doctree.findall(nodes.literal)):
         name = NAME.match(literal.astext())
         found = known.get(name.group()) if name else None
+        if name and not found:
+            logging.getLogger(__name__).warning("%s is not in the API", name.group(), location=docname)
         if found and not isinstance(literal.parent, nodes.reference) and found.docname != docname:
             link = make_refnode(app.builder, docname, found.docname, found.node_id, literal.deepcopy(), name.group())
             literal.replace_self(link)

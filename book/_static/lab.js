@@ -12,7 +12,7 @@ const FILES = { // of ONNX Runtime Web: its module, and the binary that this loa
 
 const lab = document.getElementById("lab");
 const recorded = JSON.parse(document.getElementById("lab-recorded").textContent);
-const sessions = {}; // "runtime name" -> session
+const sessions = {}; // "runtime name" -> promise of a session
 let about; // networks.json
 
 /** An element with attributes and children. */
@@ -26,15 +26,15 @@ function make(tag, attributes = {}, ...children) {
 /** A file beside this one; an error that says what is missing. */
 async function fetched(path) {
   const answer = await fetch(new URL(path, HERE));
-  if (!answer.ok) throw new Error(`${path} is missing: build the book again with the network at hand`);
+  if (!answer.ok) throw new Error(`${path} is missing: python3 dev.py book makes it, or says why it cannot`);
   return answer;
 }
 
 /** ONNX Runtime Web for a runtime; one thread, as pages without special headers have no shared memory. */
 async function ortFor(runtime) {
   const [module, binary] = FILES[runtime].map((name) => new URL(`vendor/ort/${name}`, HERE).href);
-  const ort = await import(module).catch(() => {
-    throw new Error("ONNX Runtime Web is missing: npm could not be reached when this book was built");
+  const ort = await import(module).catch((error) => {
+    throw new Error(`ONNX Runtime Web is not here (was npm reached when this book was built?): ${error.message}`);
   });
   ort.env.wasm.wasmPaths = { wasm: binary };
   ort.env.wasm.numThreads = 1;
@@ -42,23 +42,28 @@ async function ortFor(runtime) {
   return ort;
 }
 
-/** A network, ready to run; loaded once. */
-async function sessionOf(runtime, name) {
-  const key = `${runtime} ${name}`;
-  if (!sessions[key]) {
-    const ort = await ortFor(runtime);
-    const bytes = await (await fetched(`lab/${name}.onnx`)).arrayBuffer();
-    sessions[key] = await ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: [runtime] });
-  }
-  return sessions[key];
+/** A network, ready to run. */
+async function loaded(runtime, name) {
+  const ort = await ortFor(runtime);
+  const bytes = await (await fetched(`lab/${name}.onnx`)).arrayBuffer();
+  return ort.InferenceSession.create(new Uint8Array(bytes), { executionProviders: [runtime] });
 }
 
-/** Logits of one image: 3 * side * side numbers, channel by channel. */
-async function logitsOf(runtime, name, image) {
-  const ort = await ortFor(runtime);
-  const session = await sessionOf(runtime, name);
+/** A function that runs a network on one image, 3 * side * side numbers channel by channel, and gives its logits. */
+async function runner(runtime, name, image) {
+  const key = `${runtime} ${name}`;
+  sessions[key] ??= loaded(runtime, name).catch((error) => {
+    delete sessions[key]; // the next click tries again
+    throw error;
+  });
+  const [ort, session] = await Promise.all([ortFor(runtime), sessions[key]]);
   const images = new ort.Tensor("float32", image, [1, 3, about.image_size, about.image_size]);
-  return (await session.run({ images })).logits.data;
+  return async () => (await session.run({ images })).logits.data;
+}
+
+/** Let the page draw what has changed. */
+function drawnNow() {
+  return new Promise((resolve) => setTimeout(resolve, 20));
 }
 
 /** The image that PyTorch's stored logits are of: see lab.py. */
@@ -80,21 +85,23 @@ function difference(found, expected) {
 
 /** All networks in turns: name -> milliseconds a round; and how far each is from PyTorch. */
 async function measured(runtime, say) {
-  const image = testImage(), names = Object.keys(about.networks), ms = {}, off = {};
+  const image = testImage(), names = Object.keys(about.networks), run = {}, ms = {}, off = {};
   for (const name of names) {
     say(`loading ${about.networks[name].title} ...`);
-    off[name] = difference(await logitsOf(runtime, name, image), about.networks[name].logits);
-    for (let i = 1; i < WARMUP; i++) await logitsOf(runtime, name, image);
+    run[name] = await runner(runtime, name, image);
+    off[name] = difference(await run[name](), about.networks[name].logits);
+    for (let i = 1; i < WARMUP; i++) await run[name]();
     ms[name] = [];
   }
-  for (let round = 1; round <= ROUNDS; round++) {
-    say(`round ${round} of ${ROUNDS}`);
-    for (const name of names) {
+  say("measuring ...");
+  for (let round = 0; round < ROUNDS; round++) {
+    await drawnNow(); // nothing is drawn while a network runs
+    for (let i = 0; i < names.length; i++) {
+      const name = names[(round + i) % names.length]; // each is first as often as any other
       const began = performance.now();
-      await logitsOf(runtime, name, image);
+      await run[name]();
       ms[name].push(performance.now() - began);
     }
-    await new Promise((resolve) => setTimeout(resolve)); // the page stays alive
   }
   return { ms, off };
 }
@@ -102,7 +109,7 @@ async function measured(runtime, say) {
 /** Bars of speed-ups over the original, a group for each place: [{place, bars: [{name, ms, speedup, low, high}]}]. */
 function drawn(groups) {
   const most = Math.max(...groups.flatMap((group) => group.bars.map((bar) => bar.speedup)));
-  const rows = groups.flatMap(({ place, bars }) => [
+  const parts = groups.map(({ place, bars }) => make("tbody", {},
     make("tr", {}, make("th", { colspan: 4, scope: "rowgroup" }, place)),
     ...bars.map(({ name, ms, speedup, low, high }) => {
       const bar = make("div", { "aria-hidden": "true" });
@@ -111,12 +118,11 @@ function drawn(groups) {
       cell.style.width = "40%";
       const spread = low === undefined ? "" : ` (${low.toFixed(2)} to ${high.toFixed(2)})`;
       const title = about.networks[name].title;
-      return make("tr", {}, make("td", {}, title), cell, make("td", {}, speedup.toFixed(2) + spread),
+      return make("tr", {}, make("th", { scope: "row" }, title), cell, make("td", {}, speedup.toFixed(2) + spread),
                   make("td", {}, ms.toFixed(2)));
-    }),
-  ]);
-  const titles = ["network", "", "times as fast (quartiles)", "ms"].map((text) => make("th", { scope: "col" }, text));
-  return make("table", { class: "table" }, make("thead", {}, make("tr", {}, ...titles)), make("tbody", {}, ...rows));
+    })));
+  const titles = ["network", "bar", "times as fast (quartiles)", "ms"].map((text) => make("th", { scope: "col" }, text));
+  return make("table", { class: "table" }, make("thead", {}, make("tr", {}, ...titles)), ...parts);
 }
 
 /** The group of bars of what was just measured. */
@@ -150,7 +156,8 @@ async function classified(image) {
   const columns = [];
   for (const [name, { title, trained }] of Object.entries(about.networks)) {
     if (!trained) continue;
-    const logits = Array.from(await logitsOf("wasm", name, image)), top = Math.max(...logits);
+    const run = await runner("wasm", name, image);
+    const logits = Array.from(await run()), top = Math.max(...logits);
     const weights = logits.map((logit) => Math.exp(logit - top)), sum = weights.reduce((a, b) => a + b);
     const best = weights.map((weight, i) => [weight / sum, about.classes[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
     const lines = best.map(([share, label]) => make("li", {}, `${label}: ${(100 * share).toFixed(0)} %`));
@@ -160,23 +167,28 @@ async function classified(image) {
 }
 
 /** Show a picture and what it is taken for. */
-async function show(place, picture, width, height) {
-  const { image, canvas } = prepared(picture, width, height);
+async function show(place, { image, canvas }) {
+  place.replaceChildren(canvas, "loading ...");
   place.replaceChildren(canvas, ...(await classified(image)));
 }
 
-/** A button that says what goes wrong, and cannot be pressed twice. */
+/** Do something once at a time in the whole lab, and say what goes wrong: what is measured must not be disturbed. */
+async function alone(status, act) {
+  const controls = lab.querySelectorAll("button, input, select");
+  controls.forEach((control) => { control.disabled = true; });
+  status.textContent = "";
+  try {
+    await act();
+  } catch (error) {
+    status.textContent = `This did not work: ${error.message}`;
+  }
+  controls.forEach((control) => { control.disabled = false; });
+}
+
+/** A button. */
 function button(text, status, act) {
   const element = make("button", { type: "button", class: "btn btn-primary" }, text);
-  element.addEventListener("click", async () => {
-    element.disabled = true;
-    try {
-      await act();
-    } catch (error) {
-      status.textContent = `This did not work: ${error.message}`;
-    }
-    element.disabled = false;
-  });
+  element.addEventListener("click", () => alone(status, act));
   return element;
 }
 
@@ -188,8 +200,9 @@ function timing() {
   const runtime = make("select", { id: "lab-runtime" }, ...options);
   const say = (text) => { status.textContent = text; };
   const go = button("Measure here", status, async () => {
-    const { ms, off } = await measured(runtime.value, say);
-    bars.replaceChildren(drawn([here(runtime.value, ms), ...recorded]));
+    const chosen = runtime.value;
+    const { ms, off } = await measured(chosen, say);
+    bars.replaceChildren(drawn([here(chosen, ms), ...recorded]));
     const furthest = Math.max(...Object.values(off));
     lab.dataset.difference = furthest;
     say(`The networks' outputs differ from PyTorch's by ${furthest.toExponential(1)} of the largest.`);
@@ -200,25 +213,28 @@ function timing() {
 
 /** The part that classifies. */
 function pictures() {
-  const status = make("p", { role: "status" }), answer = make("div", { id: "lab-answer" });
+  const status = make("p", { role: "status" }), answer = make("div", { id: "lab-answer", role: "status" });
   answer.style.cssText = "display: flex; flex-wrap: wrap; gap: 1em; margin-top: 1em";
   const file = make("input", { type: "file", accept: "image/*", id: "lab-file" });
-  file.addEventListener("change", async () => {
-    status.textContent = "";
-    try {
-      const picture = await createImageBitmap(file.files[0]);
-      await show(answer, picture, picture.width, picture.height);
-    } catch (error) {
-      status.textContent = `This file could not be used: ${error.message}`;
-    }
-  });
+  file.addEventListener("change", () => file.files.length && alone(status, async () => {
+    const picture = await createImageBitmap(file.files[0]).catch(() => {
+      throw new Error("the file is no picture that this browser reads");
+    });
+    await show(answer, prepared(picture, picture.width, picture.height));
+  }));
   const camera = button("Use the camera", status, async () => {
+    if (!navigator.mediaDevices) throw new Error("browsers give the camera to https and localhost only");
     const stream = await navigator.mediaDevices.getUserMedia({ video: true });
     const video = make("video", { playsinline: "", muted: "" });
-    video.srcObject = stream;
-    await video.play();
-    await show(answer, video, video.videoWidth, video.videoHeight);
-    stream.getTracks().forEach((track) => track.stop());
+    let picture;
+    try {
+      video.srcObject = stream;
+      await video.play();
+      picture = prepared(video, video.videoWidth, video.videoHeight);
+    } finally {
+      stream.getTracks().forEach((track) => track.stop());
+    }
+    await show(answer, picture);
   });
   return make("div", {}, make("label", { for: "lab-file" }, "A picture: "), file, " ", camera, status, answer);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,12 +134,11 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Portion:
     require(fit >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
             "more seconds")  # fmt: skip
     split = data.train
-    epochs = max(1, int(fit / len(split)))
+    whole = isinstance(split, Split)  # images on disk are not doubled: fewer of them then, more often
+    epochs = max(1, int(fit / len(split)) if whole else math.ceil(fit / len(split)))
     count = max(int(fit / epochs), size)
-    if count <= len(split):
-        return Portion(replace(data, train=split.first(count, config.seed)), epochs)
-    if not isinstance(split, Split):  # from disk: all of them, as they are
-        return Portion(data, epochs)
+    if count <= len(split) or not isinstance(split, Split):
+        return Portion(data if count >= len(split) else replace(data, train=split.first(count, config.seed)), epochs)
     again = split.first(count - len(split), config.seed)
     images, labels = torch.cat([split.images, again.images]), torch.cat([split.labels, again.labels])
     return Portion(replace(data, train=replace(split, images=images, labels=labels)), epochs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ def record_networks(
     recipe = Recipe(model, tuple(loaded.classes), image_size)
     _kept(folder / "original", lambda: (network, recipe))
 
+    ranking = functools.cache(lambda: rank(network, sites, images.first(rank_count), Calibrate()))
+
     def calibrated(k: int) -> tuple[nn.Module, Recipe]:
-        mask = rank(network, sites, images.first(rank_count), Calibrate()).mask(k)
+        mask = ranking().mask(k)
         done = calibrate(network, Plan(mask), images, Calibrate())
         return done.model, Recipe(model, recipe.classes, image_size, {}, dict(mask), merged=tuple(done.errors))
 
@@ -68,6 +71,8 @@ def record_networks(
     networks = {}
     for name in ("original", *(f"k{k}" for k in ks)):
         networks[name], made = load(folder / name)
+        same = (made.model, made.classes, made.image_size) == (model, recipe.classes, image_size)
+        require(same, f"{folder / name}.json is of {made.model} at {made.image_size} px: give another folder")
         removed = [] if made.mask is None else [site for site, on in made.mask.items() if not on]
         rows.append({"network": name, "accuracy": evaluate(networks[name], loaded.val), "removed": removed,
                      "macs": count_macs(networks[name], (3, image_size, image_size)),
