@@ -18,7 +18,9 @@ from .evolution import metapruning
 from .result import Pruned
 from .tuning import Effort
 
+#: (network, data, budget, effort) -> what is made of it
 Method = Callable[[nn.Module, Data, Budget, Effort], Pruned]
+#: name -> method
 METHODS: dict[str, Method] = {
     "uniform": uniform, "magnitude": magnitude, "taylor": taylor, "layers": layers, "metapruning": metapruning,
     "layer-folding": layer_folding, "depthshrinker": depthshrinker, "given-masks": given_masks, "planner": planner,
