@@ -1,6 +1,7 @@
 """Which images a training sees, and how they are augmented: the same for any batch, process or resumption."""
 
 import random
+import sys
 import time
 from dataclasses import replace
 
@@ -167,7 +168,8 @@ def test_evaluations_decode_with_as_many_workers_as_the_training(folder, monkeyp
     pretrain(model, data, dslib.Run("x", "x", 1, pretrain=Train(**few)), head_only=False)
     assert seen == [0, 0, 0]
     dslib.evaluate(model, data.val)
-    assert seen[3] == data.val.workers > 0
+    assert data.val.workers > 0
+    assert seen[3] == (0 if "openvino" in sys.modules else data.val.workers)  # another test may have loaded it
 
 
 @MANY
