@@ -32,6 +32,12 @@ def trained_options(count: int = 2048) -> Callable[[Command], Command]:
     )
 
 
+def _runtimes_option(*default: str) -> Any:
+    """`--runtime`, any number of times."""
+    kinds = click.Choice(list(RUNTIMES))
+    return click.option("--runtime", "runtimes", type=kinds, multiple=True, default=default, show_default=True)
+
+
 @click.command("depths")
 @trained_options(count=1024)
 @weights_option("default")
@@ -80,14 +86,7 @@ def ingredients_bench(out: Path | None, **given: Any) -> None:
 @click.command("speedup")
 @trained_options()
 @click.option("--speedup", default=1.3, show_default=True, help="Over the original, on the same runtime.")
-@click.option(
-    "--runtime",
-    "runtimes",
-    type=click.Choice(list(RUNTIMES)),
-    multiple=True,
-    default=("eager", "openvino"),
-    show_default=True,
-)
+@_runtimes_option("eager", "openvino")
 @click.option("--batch-size", default=32, show_default=True)
 @click.option("--rounds", default=30, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -129,14 +128,7 @@ def memory_bench(out: Path | None, **given: Any) -> None:
 @click.option("--count", default=2048, show_default=True, help="Images to calibrate with.")
 @click.option("--rank-count", default=512, show_default=True, help="Images to rank with.")
 @click.option("--batch-size", default=1, show_default=True, help="Images a batch, of the latencies.")
-@click.option(
-    "--runtime",
-    "runtimes",
-    type=click.Choice(list(RUNTIMES)),
-    multiple=True,
-    default=("eager", "onnxruntime", "openvino"),
-    show_default=True,
-)
+@_runtimes_option("eager", "onnxruntime", "openvino")
 @out_option
 def networks_bench(out: Path | None, **given: Any) -> None:
     """The trained networks that come with the book, original and calibrated; those that stand there are kept."""

@@ -209,7 +209,7 @@ def to_svg(figure: Figure) -> str:
     import matplotlib.pyplot as plt
 
     text = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "dslib", "svg.fonttype": "none"}):  # letters as text: a fifth of the size
+    with plt.rc_context({"svg.hashsalt": "dslib", "svg.fonttype": "none"}):  # letters as text: a quarter of the size
         figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     svg = text.getvalue()[text.getvalue().index("<svg") :]

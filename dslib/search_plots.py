@@ -91,13 +91,12 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     """
     figure, axes = new_figure(7.5, 4.2)
     best = [] if original is None else [original]
-    for i, (method, part) in enumerate(frame.dropna(subset=["accuracy"]).groupby("method", sort=False)):
-        points = part.groupby("speedup")[["images_per_s", "accuracy"]]
-        mean, spread = points.mean(), points.std().fillna(0.0)
-        axes.errorbar(mean["images_per_s"], 100 * mean["accuracy"], xerr=spread["images_per_s"],
-                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=COLOURS[i % 8],
+    for i, (method, part) in enumerate(means(frame).fillna(0.0).groupby("method", sort=False)):
+        part = part.sort_values("speedup")
+        axes.errorbar(part["images_per_s"], 100 * part["accuracy"], xerr=part["images_per_s_std"],
+                      yerr=100 * part["accuracy_std"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=COLOURS[i % 8],
                       capsize=3, linewidth=1, label=method)  # fmt: skip
-        best += list(mean.itertuples(index=False, name=None))
+        best += list(part[["images_per_s", "accuracy"]].itertuples(index=False, name=None))
     line = unbeaten(best)
     axes.step(*zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True), where="pre", color="#000000",
               linewidth=0.8, linestyle=":", label="nothing is faster and better")  # fmt: skip
@@ -106,6 +105,23 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     axes.set(xlabel="images per second", ylabel="top-1 accuracy, %", title=title)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each method at each budget: mean and standard deviation of accuracy and throughput over seeds, and their number.
+
+    Args:
+        frame: columns `method`, `speedup` (the budget), `images_per_s` and `accuracy` (0 to 1), one row a network; rows
+            without accuracy failed, and are left out.
+    Returns:
+        Columns `method`, `speedup`, `accuracy`, `accuracy_std`, `images_per_s`, `images_per_s_std`, `seeds`.
+    """
+    import pandas as pd
+
+    grouped = frame.dropna(subset=["accuracy"]).groupby(["method", "speedup"], sort=False)
+    parts = {name: grouped[name].agg(["mean", "std"]) for name in ("accuracy", "images_per_s")}
+    columns = {f"{name}{end}": part[of] for name, part in parts.items() for of, end in (("mean", ""), ("std", "_std"))}
+    return pd.DataFrame({**columns, "seeds": grouped.size()}).reset_index()
 
 
 def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -12,12 +12,13 @@ from conftest import wide
 
 from dslib.baselines import METHODS, Pruned
 from dslib.bench import frontier
-from dslib.bench.frontier import Frontier, fastest, lead, means, record_frontier, table
+from dslib.bench.frontier import Frontier, fastest, lead, record_frontier, table
 from dslib.bench.rows import Rows
 from dslib.cli_bench_search import frontier_bench
 from dslib.errors import BadConfig, BadModel, require
 from dslib.models import Loaded
 from dslib.records import Record
+from dslib.search_plots import means
 
 
 def half(model, data, budget, effort):
@@ -167,3 +168,11 @@ def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
     assert rows["others"].tolist() == [100.0, 120.0, 120.0]
     assert rows["factor"].tolist() == pytest.approx([1.0, 100 / 120, 160 / 120])
     assert lead(found[:1], ["ours"], (100.0, 0.7))["factor"].isna().all()  # there are no others
+
+
+def test_a_record_in_which_all_failed_is_a_table_too():
+    failed = {"method": "half", "speedup": 9.0, "seed": 0, "error": "not that fast"}
+    frame = table(Record("frontier", "x", {"latency_batch": 8}, {"rows": [failed]}, {}, "abc"))
+    assert frame["error"].tolist() == ["not that fast"]
+    assert frame["images_per_s"].isna().all()
+    assert means(frame).empty

@@ -231,3 +231,15 @@ def test_the_numbers_in_the_readme_are_the_records(k):
     assert f"| 17 (original) | {100 * original['accuracy']:.1f} | {original['macs'] / 1e6:.1f} |" in readme
     assert record.values["top1_differences"] == 0
     assert record.values["largest_relative_difference"] < 1e-4
+
+
+def test_what_the_readme_says_of_the_stored_networks_is_their_records():
+    values = records.Record.load(FOLDER.parent / "data" / "results" / "networks.json").values
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    (small,) = [row for row in values["rows"] if row["network"] == "k8"]
+    fast = [timing for timing in values["timings"] if timing["network"] == "k8"]
+    assert f"8 sites keep {100 * small['accuracy']:.1f} %" in readme
+    eager, onnx, openvino = (f"{timing['speedup']:.2f}" for timing in fast)
+    assert f"is {eager} times as fast in eager, {onnx} in ONNX Runtime" in readme
+    assert f"{openvino} in OpenVINO (record: `data/results/networks.json`)" in readme
+    assert [timing["busy"] for timing in fast] == [False, True, False]  # as the README says

@@ -16,7 +16,9 @@ def link_names(app, doctree, docname) -> None:
         name = NAME.match(literal.astext())
         found = known.get(name.group()) if name else None
         if name and not found:
-            logging.getLogger(__name__).warning("%s is not in the API", name.group(), location=docname)
+            logging.getLogger(__name__).warning(
+                "%s is not in the API: correct the name, or give it a docstring", name.group(), location=docname
+            )
         if found and not isinstance(literal.parent, nodes.reference) and found.docname != docname:
             link = make_refnode(app.builder, docname, found.docname, found.node_id, literal.deepcopy(), name.group())
             literal.replace_self(link)

@@ -2,7 +2,7 @@
 // Nothing that is computed or photographed leaves the page. Loaded only where the page is served over HTTP.
 
 const HERE = new URL(".", import.meta.url);
-const WARMUP = 3, ROUNDS = 25;
+const WARMUP = 3, ROUNDS = 24; // so that each of three networks is first as often as the others
 const COLOURS = { original: "#999999", dense: "#E69F00" }; // as in the figures; merged networks are green
 const MERGED = "#009E73";
 const FILES = { // of ONNX Runtime Web: its module, and the binary that this loads
@@ -97,7 +97,7 @@ async function measured(runtime, say) {
   for (let round = 0; round < ROUNDS; round++) {
     await drawnNow(); // nothing is drawn while a network runs
     for (let i = 0; i < names.length; i++) {
-      const name = names[(round + i) % names.length]; // each is first as often as any other
+      const name = names[(round + i) % names.length];
       const began = performance.now();
       await run[name]();
       ms[name].push(performance.now() - began);
@@ -116,7 +116,7 @@ function drawn(groups) {
       bar.style.cssText = `height: 0.9em; width: ${(100 * speedup) / most}%; background: ${COLOURS[name] ?? MERGED}`;
       const cell = make("td", {}, bar);
       cell.style.width = "40%";
-      const spread = low === undefined ? "" : ` (${low.toFixed(2)} to ${high.toFixed(2)})`;
+      const spread = ` (${low.toFixed(2)} to ${high.toFixed(2)})`;
       const title = about.networks[name].title;
       return make("tr", {}, make("th", { scope: "row" }, title), cell, make("td", {}, speedup.toFixed(2) + spread),
                   make("td", {}, ms.toFixed(2)));

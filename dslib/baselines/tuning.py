@@ -134,8 +134,8 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Portion:
     require(fit >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
             "more seconds")  # fmt: skip
     split = data.train
-    whole = isinstance(split, Split)  # images on disk are not doubled: fewer of them then, more often
-    epochs = max(1, int(fit / len(split)) if whole else math.ceil(fit / len(split)))
+    in_memory = isinstance(split, Split)  # images on disk are not doubled: fewer of them then, more often
+    epochs = max(1, int(fit / len(split)) if in_memory else math.ceil(fit / len(split)))
     count = max(int(fit / epochs), size)
     if count <= len(split) or not isinstance(split, Split):
         return Portion(data if count >= len(split) else replace(data, train=split.first(count, config.seed)), epochs)

@@ -222,25 +222,14 @@ def table(record: Record) -> pd.DataFrame:
     """
     rows = [row for row in record.values["rows"] if "seed" in row]
     frame = pd.DataFrame([{name: value for name, value in row.items() if name != "found"} for row in rows])
-    if "ms" in frame:
-        frame["images_per_s"] = 1000 * record.config["latency_batch"] / frame["ms"]
+    for name in ("accuracy", "ms"):
+        frame[name] = frame.get(name, float("nan"))  # where all have failed
+    frame["images_per_s"] = 1000 * record.config["latency_batch"] / frame["ms"]
     return frame
 
 
-def means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each method at each budget: mean and standard deviation of accuracy and throughput over seeds, and their number.
-
-    Args:
-        frame: as from `table`; rows that failed are left out.
-    """
-    grouped = frame.dropna(subset=["accuracy"]).groupby(["method", "speedup"], sort=False)
-    parts = {name: grouped[name].agg(["mean", "std"]) for name in ("accuracy", "images_per_s")}
-    columns = {f"{name}{end}": part[of] for name, part in parts.items() for of, end in (("mean", ""), ("std", "_std"))}
-    return pd.DataFrame({**columns, "seeds": grouped.size()}).reset_index()
-
-
 def fastest(found: pd.DataFrame, floor: float) -> pd.Series | None:
-    """The row of `means` with the highest throughput of those with an accuracy of at least `floor`, if there is one."""
+    """The row of `search_plots.means` with the highest throughput of those that reach `floor`, or None."""
     good = found[found["accuracy"] >= floor]
     return None if good.empty else good.loc[good["images_per_s"].idxmax()]
 
@@ -252,7 +241,7 @@ def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, floa
     the original is anybody's.
 
     Args:
-        found: as from `means`.
+        found: as from `search_plots.means`.
         ours: names of our methods.
         original: its throughput and accuracy.
     Returns:

@@ -160,6 +160,9 @@ def test_the_api_has_every_public_name():
     links = Links()
     links.feed((HTML / "book" / "api.html").read_text())
     assert {f"dslib.{name}" for name in dslib.__all__} <= links.anchors
+    chapter = Links()
+    chapter.feed((HTML / "book" / "three_stages.html").read_text())
+    assert "api.html#dslib.merge" in chapter.targets  # names in chapters lead there
 
 
 def test_the_lab_computes_what_pytorch_does(browser, http_root):
