@@ -171,13 +171,7 @@ def _calls(model: nn.Module, names: Sequence[str], image_size: int) -> Counter[s
     ghost, calls = ghost_of(model), Counter[str]()
     for name in names:
         ghost.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
-    images = torch.empty(1, in_channels(ghost), image_size, image_size, device="meta", dtype=dtype_of(ghost))
-    try:
-        with torch.no_grad():
-            ghost(images)
-    except Exception as error:  # the user's code runs: anything can be raised
-        raise BadConfig(f"{type(model).__name__} does not run at image_size {image_size} ({first_line(error)}), so "
-                        "that runs of sites cannot be checked: pass another image_size") from error  # fmt: skip
+    _run(ghost, image_size)
     return calls
 
 
@@ -251,6 +245,33 @@ def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[st
 
     for name in names:
         ghost.get_submodule(name).register_forward_pre_hook(note(name), with_kwargs=True)
+    _run(ghost, image_size)
+    return {name: shape for name, shape in shapes.items() if shape is not None}
+
+
+def droppable(model: nn.Module, names: Sequence[str], image_size: int) -> tuple[str, ...]:
+    """Those of some blocks that may go whole: they give one map, of the shape of the only one that they take."""
+    ghost = ghost_of(model)
+    same: dict[str, bool] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+            maps = [value for value in (*inputs, *named.values(), output) if isinstance(value, torch.Tensor)]
+            fits = len(inputs) == 1 and not named and len(maps) == 2 and maps[0].shape == maps[1].shape
+            same[name] = fits and maps[0].ndim == 4 and same.get(name, True)
+
+        return hook
+
+    blocks = [name for name in names if not is_activation_module(ghost.get_submodule(name))]
+    for name in blocks:
+        ghost.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
+    if blocks:
+        _run(ghost, image_size)
+    return tuple(name for name in blocks if same.get(name))
+
+
+def _run(ghost: nn.Module, image_size: int) -> None:
+    """One forward pass of one image."""
     device = next((p.device for p in ghost.parameters()), torch.device("cpu"))
     images = torch.zeros(1, in_channels(ghost), image_size, image_size, device=device, dtype=dtype_of(ghost))
     try:
@@ -258,10 +279,9 @@ def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[st
             ghost(images)
     except Exception as error:  # the user's code runs: anything can be raised
         raise BadConfig(
-            f"{type(model).__name__} does not run on {image_size} x {image_size} images ({error}): "
+            f"{type(ghost).__name__} does not run on {image_size} x {image_size} images ({first_line(error)}): "
             "choose another image_size"
         ) from error
-    return {name: shape for name, shape in shapes.items() if shape is not None}
 
 
 def check_weights(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import NamedTuple
 
 import torch
@@ -99,9 +99,11 @@ def calibrate(
 ) -> Calibrated:
     """The network with each removed site (or run) as one convolution, fitted to what it did with its activations.
 
+    Where a block is dropped, what is left of the network after it is adjusted.
+
     Args:
         model: the network; left as it is.
-        mask: which sites to remove, and which of them together.
+        mask: which sites to remove, which of them together, and which whole.
         images: unlabelled: (N, C, S, S) as the network takes them, or a split of a dataset.
         config: the settings.
         progress: show a bar.
@@ -208,7 +210,7 @@ def _open(
         original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
-    removed = tuple(f"{name}." for names in plan.groups for name in names)
+    removed = tuple(f"{name}." for name in plan.mask.removed)
     tried = [name for name in site_names(model=original) if config.refit and not f"{name}.".startswith(removed)]
     for name in input_shapes(small, tried, first.shape[-1]):  # those called with one map alone
         try:
@@ -227,13 +229,12 @@ def _open(
         others = normalised_before(ours.body, found) if config.match else []
         before = tuple(_station(body, other, f"{body}.{other.conv}") for other in others)
         stations[name] = replace(_station(body, found, body), name=name, before=before)
-    called = calls(original, {name: s.target for name, s in stations.items()}, first)
+    gone = dict.fromkeys(plan.dropped)
+    called = calls(original, {name: s.target for name, s in stations.items()} | {name: name for name in gone}, first)
     for name in (s.name for s in stations.values() if s.removed):
         require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
-    order = [stations[name] for name, times in called.items() if times == 1]
-    start = next((i for i, station in enumerate(order) if station.removed), len(order))
-    chosen = order[start:]
-    return chosen, kept
+    changed = dropwhile(lambda name: name not in gone and not stations[name].removed, called)
+    return [stations[name] for name in changed if name not in gone and called[name] == 1], kept
 
 
 def _folded(station: Station, network: nn.Module) -> Station:

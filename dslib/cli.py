@@ -169,7 +169,7 @@ def shrink_command(
     plan = _plan(search_file, k, mask_file)
     small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
     recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(plan.mask), boundary,
-                          runs=tuple(map(tuple, plan.runs)), hoist=hoist)  # fmt: skip
+                          runs=tuple(map(tuple, plan.runs)), hoist=hoist, dropped=tuple(plan.dropped))  # fmt: skip
     click.echo(f"{plan.mask!r}\nwritten: {dslib.save(out, small, recipe)}")
 
 

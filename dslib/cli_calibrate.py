@@ -91,9 +91,9 @@ def calibrate_command(
             plan = _quicker(network, sites, found, speedup or 1.0, runtime, precision)
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
-    runs = tuple(map(tuple, plan.runs))
     merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
-    recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), runs=runs, merged=merged)
+    recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), merged=merged,
+                          runs=tuple(map(tuple, plan.runs)), dropped=tuple(plan.dropped))  # fmt: skip
     click.echo(repr(plan.mask))
     click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))
     if held is not None:

@@ -19,6 +19,7 @@ from .records import Record, as_words, commit
 @data_options
 @click.option("--count", default=1024, show_default=True, help="Images to recover on, and as many for the loss.")
 @click.option("--longest", default=1, show_default=True, help="Most sites in a row to join into one convolution.")
+@click.option("--drop/--no-drop", default=False, show_default=True, help="Look at dropping whole blocks too.")
 @click.option(
     "--labels/--no-labels",
     default=True,
@@ -30,9 +31,9 @@ from .records import Record, as_words, commit
 @click.option("--out", type=Path, required=True, help="Where to write the importances (JSON).")
 def importance_command(
     model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, count: int, longest: int, labels: bool, single: bool, seed: int, out: Path,
+    device: str, count: int, longest: int, drop: bool, labels: bool, single: bool, seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """How much worse the network gets when a site alone, or a run of sites, is removed."""
+    """How much worse the network gets when a site alone, or a run of sites, is removed, or a block dropped."""
     import dslib
     from dslib.calibration import Calibrate
     from dslib.importance import Importance, importance, rank
@@ -42,18 +43,21 @@ def importance_command(
     sites = dslib.find_sites(network, loaded.image_size, single)
     partial = out.with_suffix(".partial.json")
     if labels:
-        config = Importance(count=count, longest=longest, seed=seed)
+        config = Importance(count=count, longest=longest, drop=drop, seed=seed)
         found = importance(network, loaded, sites, config, partial=partial)
     else:
         require(count > 0, f"--count: expected 1 or more, found {count}", BadConfig)
         images = loaded.train.first(count, seed)
-        found = rank(network, sites, images, Calibrate(seed=seed), longest=longest, partial=partial)
+        found = rank(network, sites, images, Calibrate(seed=seed), longest=longest, partial=partial, drop=drop)
     click.echo(found.frame.sort_values("rank").round(4).to_string())
     for run, value in found.runs.items():
         click.echo(f"{run} as one convolution: {value:.4f}")
+    for name, value in found.dropped.items():
+        click.echo(f"{name} dropped: {value:.4f}")
     given = {"model": model, "weights": weights, "model_option": options, "data": data,
              "image_size": loaded.image_size, "count": count, "longest": longest, "seed": seed}  # fmt: skip
-    flags = f"--{'' if labels else 'no-'}labels --{'' if single else 'no-'}single"
+    flags = " ".join(f"--{'' if on else 'no-'}{name}"
+                     for name, on in {"labels": labels, "drop": drop, "single": single}.items())  # fmt: skip
     record = Record("importance", f"dslib importance {as_words(given)} {flags}", given, asdict(found),
                     this_machine(next(network.parameters()).device), commit())  # fmt: skip
     click.echo(f"written: {record.save(out)}")
@@ -98,4 +102,5 @@ def plan_command(
 
 
 def _groups(plan: Plan) -> str:
-    return f"removed: {', '.join(map('+'.join, plan.groups)) or 'none'}"
+    merged = f"removed: {', '.join(map('+'.join, plan.groups)) or 'none'}"
+    return f"{merged}; dropped: {', '.join(plan.dropped)}" if plan.dropped else merged

@@ -25,6 +25,7 @@ class Found:
         order: all site names, in the network's order.
         history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
         runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
+        dropped: site name -> importance of its whole block, for those that may be dropped.
         unit: what importances are, where their sum means something; '' if they only order the sites.
         network: structure that they are of, see `blocks.structure_of`; '' if unknown.
         image_size: side in pixels of the images that they are of; 0 if unknown.
@@ -36,6 +37,7 @@ class Found:
     order: tuple[str, ...]
     history: list[dict[str, Any]] = field(default_factory=list)
     runs: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, float] = field(default_factory=dict)
     unit: str = ""
     network: str = ""
     image_size: int = 0
@@ -78,7 +80,7 @@ class Found:
             ValueError: if importances are no numbers, or of sites that it does not list.
         """
         found = cls(**{**content, "always_kept": tuple(content["always_kept"]), "order": tuple(content["order"])})
-        names = {*found.m, *found.always_kept, *(name for run in found.runs for name in run.split("+"))}
+        names = {*found.m, *found.dropped, *found.always_kept, *(name for run in found.runs for name in run.split("+"))}
         if not names <= set(found.order) or not all(isinstance(v, int | float) for v in (*found.m.values(), found.own)):
             raise ValueError("its importances are no numbers, or of other sites than it lists")
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import records
-from .blocks import structure_of
+from .blocks import droppable, structure_of
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
 from .errors import require
 from .evaluating import labels_of, predict, recalibrate_batchnorm
 from .finetuning import Finetune, finetune
 from .found import Found
-from .masks import Plan
+from .masks import Mask, Plan
 from .shrinking import possible_runs, shrink
 from .sites import Sites
 from .splits import FolderSplit, Split
@@ -32,6 +32,7 @@ class Importance:
     Args:
         count: training images that the network recovers on, and as many others that its loss is taken on.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
+        drop: whether to look at what dropping whole blocks does, where it is possible, too.
         calibrate: how to calibrate what is removed, and to adjust what is kept; None takes the activations out and
             gathers BatchNorm's statistics anew.
         finetune: how to finetune before the loss is taken; None does not.
@@ -40,6 +41,7 @@ class Importance:
 
     count: int = 1024
     longest: int = 1
+    drop: bool = False
     calibrate: Calibrate | None = None
     finetune: Finetune | None = None
     seed: int = 0
@@ -54,7 +56,7 @@ def importance(
     model: nn.Module, data: Data, sites: Sites, config: Importance | None = None, progress: bool = True,
     partial: Path | None = None,
 ) -> Found:  # fmt: skip
-    """By how much the loss rises when the activations of a site (or of a run of sites) go, and nothing else.
+    """By how much the loss rises when the activations of a site (or a run of sites) go, or a block, and nothing else.
 
     Args:
         model: trained for the data, on the device to run on; left as it is.
@@ -64,8 +66,9 @@ def importance(
         progress: show a bar.
         partial: where each value is kept as it comes, to go on from after an interruption.
     Returns:
-        As from a search, with a mask for every k; `m` and `runs` are differences of cross-entropies, in nats.
-    Source: the importance of Kim et al., ICML 2023, with seconds of recovery in place of an epoch of finetuning.
+        As from a search, with a mask for every k; `m`, `runs`, `dropped` are differences of cross-entropies, in nats.
+    Source: the importance of Kim et al., ICML 2023, with seconds of recovery in place of an epoch of finetuning; that
+    layers may go as well as be merged: Kim et al., LayerMerge, ICML 2024.
     """
     config = config or Importance()
     sites.check_k(len(sites.always_kept))
@@ -85,9 +88,11 @@ def importance(
         return loss_on(small, held)
 
     about = f"importance of {sites.names}, {data.name}, {len(data.train)} images, {data.image_size}, {config}"
-    own, found = _of_each(model, sites, config.longest, loss, "importance" if progress else "", partial, about)
-    rises = ({name: value - own for name, value in part.items()} for part in (found.m, found.runs))
-    return replace(found, m=next(rises), runs=next(rises), unit="nats of cross-entropy", own=own)
+    title = "importance" if progress else ""
+    own, found = _of_each(model, sites, config.longest, config.drop, loss, title, partial, about)
+    m, runs, dropped = ({name: value - own for name, value in part.items()}
+                        for part in (found.m, found.runs, found.dropped))  # fmt: skip
+    return replace(found, m=m, runs=runs, dropped=dropped, unit="nats of cross-entropy", own=own)
 
 
 def halves(train: Split | FolderSplit, count: int, seed: int) -> tuple[Split, Split]:
@@ -106,7 +111,7 @@ def loss_on(model: nn.Module, held: Split) -> float:
 
 def rank(
     model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True,
-    longest: int = 1, partial: Path | None = None,
+    longest: int = 1, partial: Path | None = None, drop: bool = False,
 ) -> Found:  # fmt: skip
     """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
 
@@ -118,8 +123,9 @@ def rank(
         progress: show a bar.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
         partial: as for `importance`.
+        drop: whether to look at what dropping whole blocks does, where it is possible, too.
     Returns:
-        As from a search, with a mask for every k; `m` and `runs` are mean Kullback-Leibler divergences, in nats.
+        As from a search, with a mask for every k; `m`, `runs`, `dropped` are mean Kullback-Leibler divergences (nats).
     """
     sites.check_k(len(sites.always_kept))
     require(longest >= 1, f"longest: expected 1 or more, found {longest}")
@@ -131,7 +137,7 @@ def rank(
         return divergence(logits_of(small, images, config.batch_size), expected)
 
     about = f"ranking of {sites.names}, {len(images)} images, {sites.image_size}, {config}, {float(expected.sum()):.6e}"
-    _, found = _of_each(model, sites, longest, worse, "rank" if progress else "", partial, about)
+    _, found = _of_each(model, sites, longest, drop, worse, "rank" if progress else "", partial, about)
     return replace(found, unit="nats of divergence")
 
 
@@ -147,10 +153,10 @@ def agreement(logits: Tensor, expected: Tensor) -> float:
 
 
 def _of_each(
-    model: nn.Module, sites: Sites, longest: int, value: Callable[[Plan], float], title: str, partial: Path | None,
-    about: str,
+    model: nn.Module, sites: Sites, longest: int, drop: bool, value: Callable[[Plan], float], title: str,
+    partial: Path | None, about: str,
 ) -> tuple[float, Found]:  # fmt: skip
-    """The value of the network as it is, and of each plan that removes one site, or merges one run, and keeps the rest.
+    """The value of the network as it is, and of each plan that removes or drops one site, or merges one run.
 
     With the same recovery for all, what the recovery alone does counts for nothing in a difference.
     """
@@ -161,17 +167,23 @@ def _of_each(
     }
     kept = records.read_json(partial) if partial is not None and partial.exists() else {}
     found: dict[str, float] = kept["values"] if kept.get("of") == of else {}
-    options: list[tuple[str, ...]] = [(), *((name,) for name in sites.mergeable)]
-    options += [names for names, _ in possible_runs(model, sites, longest)]
-    for names in tqdm(options, title, leave=False, disable=None if title else True):
-        key = "+".join(names)
+    joined = ["+".join(names) for names, _ in possible_runs(model, sites, longest)]
+    blocks = droppable(model, sites.mergeable, sites.image_size) if drop else ()
+    plans = {"": Plan(sites.mask(sites.names)), **{name: Plan(_without(sites, [name])) for name in sites.mergeable}}
+    plans |= {run: Plan(_without(sites, run.split("+")), [run.split("+")]) for run in joined}
+    plans |= {f"{name} dropped": Plan(_without(sites, [name]), dropped=[name]) for name in blocks}
+    for key, plan in tqdm(plans.items(), title, leave=False, disable=None if title else True):
         if key not in found:
-            mask = sites.mask([name for name in sites.names if name not in names])
-            found[key] = value(Plan(mask, [names] if len(names) > 1 else []))
+            found[key] = value(plan)
             if partial is not None:
                 records.write_json(partial, {"of": of, "values": found})
     own = found[""]
     m = {name: found[name] for name in sites.mergeable}
-    runs = {"+".join(names): found["+".join(names)] for names in options if len(names) > 1}
-    return own, Found(m, sites.always_kept, sites.names, runs=runs, network=structure_of(model),
+    runs = {run: found[run] for run in joined}
+    dropped = {name: found[f"{name} dropped"] for name in blocks}
+    return own, Found(m, sites.always_kept, sites.names, runs=runs, dropped=dropped, network=structure_of(model),
                       image_size=sites.image_size)  # fmt: skip
+
+
+def _without(sites: Sites, names: Sequence[str]) -> Mask:
+    return sites.mask([name for name in sites.names if name not in names])

@@ -69,7 +69,9 @@ class Mask(Mapping[str, bool]):
         """
         plan = Plan.load(path)
         require(
-            not plan.runs, f"{path} is a plan that merges several sites into one: dslib.Plan.load reads it", BadRecord
+            not plan.runs and not plan.dropped,
+            f"{path} is a plan, which does more than a mask: dslib.Plan.load reads it",
+            BadRecord,
         )
         return plan.mask
 
@@ -78,40 +80,45 @@ class Mask(Mapping[str, bool]):
 class Plan:
     """All that is to be done to a network's sites. A mask is the simplest plan.
 
-    >>> Plan(Mask({"a": False, "b": False, "c": True}), runs=(("a", "b"),)).groups
+    >>> Plan(Mask({"a": False, "b": False, "c": False}), runs=(("a", "b"),), dropped=["c"]).groups
     (('a', 'b'),)
 
     Args:
         mask: which sites are kept.
         runs: removed sites that follow each other and become one convolution together, in order; the
             activations between them go too.
+        dropped: removed sites whose whole block goes: what comes in goes out.
     """
 
     mask: Mask
     runs: Sequence[Sequence[str]] = ()
+    dropped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         require(isinstance(self.mask, Mask), f"expected a dslib.Mask, found {type(self.mask).__name__}", MaskMismatch)
         wrong = next((run for run in self.runs if isinstance(run, str) or len(run) < 2), None)
         require(wrong is None, f"a run is two or more sites that follow each other, found {wrong!r}", MaskMismatch)
         object.__setattr__(self, "runs", tuple(tuple(run) for run in self.runs))  # lists are welcome
-        names = [name for run in self.runs for name in run]
+        require(not isinstance(self.dropped, str), f"dropped: expected names of sites, found {self.dropped!r}",
+                MaskMismatch)  # fmt: skip
+        object.__setattr__(self, "dropped", tuple(self.dropped))
+        names = [*(name for run in self.runs for name in run), *self.dropped]
         kept = [name for name in names if self.mask.get(name, True)]
-        require(not kept, f"a run merges removed sites only, these are kept or unknown: {', '.join(kept[:5])}",
+        require(not kept, f"only removed sites are merged or dropped, these are kept or unknown: {', '.join(kept[:5])}",
                 MaskMismatch)  # fmt: skip
         twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, f"a site can be in one run only, found twice: {', '.join(twice)}", MaskMismatch)
+        require(not twice, f"a site can be in one run, or dropped, found twice: {', '.join(twice)}", MaskMismatch)
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Removed sites, those merged together in one tuple, in the order of the network."""
+        """Removed sites that become convolutions, those merged together in one tuple, in the order of the network."""
         run_of = {run[0]: tuple(run) for run in self.runs}
-        later = {name for run in self.runs for name in run[1:]}
-        return tuple(run_of.get(name, (name,)) for name in self.mask.removed if name not in later)
+        others = {*self.dropped, *(name for run in self.runs for name in run[1:])}
+        return tuple(run_of.get(name, (name,)) for name in self.mask.removed if name not in others)
 
     def save(self, path: Path | str) -> Path:
         """Write the plan as JSON."""
-        return records.write_json(path, {"mask": dict(self.mask), "runs": self.runs})
+        return records.write_json(path, {"mask": dict(self.mask), "runs": self.runs, "dropped": self.dropped})
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -121,7 +128,7 @@ class Plan:
             BadRecord: if the file holds neither.
         """
         found = records.read_json(path)
-        mask, runs = found.get("mask"), found.get("runs", [])
+        mask, runs, dropped = found.get("mask"), found.get("runs", []), found.get("dropped", [])
         if not isinstance(mask, dict):
             raise BadRecord(f"{path} holds no mask: expected an object under the key 'mask'")
         names = [name for run in runs for name in run] if isinstance(runs, list) and all(
@@ -129,4 +136,6 @@ class Plan:
         ) else [None]  # fmt: skip
         if not all(isinstance(name, str) for name in names):
             raise BadRecord(f"{path}: expected lists of site names under the key 'runs', found {runs!r}")
-        return cls(Mask(mask), tuple(tuple(run) for run in runs))
+        if not isinstance(dropped, list) or not all(isinstance(name, str) for name in dropped):
+            raise BadRecord(f"{path}: expected a list of site names under the key 'dropped', found {dropped!r}")
+        return cls(Mask(mask), runs, dropped)

@@ -39,6 +39,7 @@ class _Choice(NamedTuple):
     saving: float
     loss: float
     removed: bool
+    dropped: bool = False
 
 
 class _Front(NamedTuple):
@@ -54,7 +55,7 @@ def plan(found: Found, cost: CostTable, latency: float, merged: bool = True) -> 
     """The plan within a latency that removes the least importance in sum.
 
     Args:
-        found: what each site, and each run of sites that may become one convolution, matters.
+        found: what each site, each run of sites that may become one convolution, and each block that may go, matters.
         cost: what each costs on this device.
         latency: of the whole network at most, ms per batch.
         merged: whether every removed site is merged, as by `calibrate`; else it stays linear where that is quicker.
@@ -165,18 +166,20 @@ def for_speedup(
 
 
 def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
-    """For each site what can be done that ends with it: keep it, remove it, or merge it with those before it."""
+    """For each site what can be done that ends with it: keep, remove or drop it, or merge it with those before it."""
     require(bool(found.unit), "these importances only order the sites, their sums mean nothing: take a mask of "
             "them, or importances from `importance` or `rank`", MaskMismatch)  # fmt: skip
     same = not (found.network and cost.network) or found.network == cost.network
     require(same, "importances and costs are of different networks: profile the one that was ranked", MaskMismatch)
     require(found.image_size in (0, cost.image_size), f"importances are of images of {found.image_size} px, costs of "
             f"{cost.image_size} px: give both the same --image-size", MaskMismatch)  # fmt: skip
-    cost.check(found.m)
+    cost.check({*found.m, *found.dropped})
     place = {name: i for i, name in enumerate(found.order)}
     options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]
     for name, loss in found.m.items():
         options[place[name]].append(_Choice(place[name], cost.saving((name,), merged), loss, True))
+    for name, loss in found.dropped.items():
+        options[place[name]].append(_Choice(place[name], cost.kept[name], loss, removed=True, dropped=True))
     for run, loss in found.runs.items():
         if run in cost.runs:
             names = tuple(run.split("+"))
@@ -217,7 +220,7 @@ def _unbeaten(front: _Front, saving: np.ndarray) -> _Front:
 
 def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, found: Found) -> Plan:
     removed: set[str] = set()
-    runs = []
+    runs, dropped = [], []
     place = len(options)
     while place:
         front = fronts[place]
@@ -227,5 +230,7 @@ def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, fou
             removed.update(names)
             if len(names) > 1:
                 runs.append(names)
+            elif choice.dropped:
+                dropped.append(names[0])
         index, place = int(front.before[index]), choice.first
-    return Plan(Mask({name: name not in removed for name in found.order}), runs[::-1])
+    return Plan(Mask({name: name not in removed for name in found.order}), runs[::-1], dropped[::-1])

@@ -94,7 +94,8 @@ class CostTable:
         self.check(plan.mask.removed)
         unknown = [run for run in map("+".join, plan.runs) if run not in self.runs]
         require(not unknown, f"no measured cost for the runs {unknown}: profile with longest=2 or more", MaskMismatch)
-        return self.total - sum(self.saving(group, merged) for group in plan.groups)
+        saved = sum(self.saving(group, merged) for group in plan.groups)
+        return self.total - saved - sum(self.kept[name] for name in plan.dropped)
 
     def check(self, names: Iterable[str]) -> None:
         """Raise `MaskMismatch` unless each of these sites was measured, and no cost is negative or NaN."""

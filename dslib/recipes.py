@@ -33,6 +33,7 @@ class Recipe:
         options: keyword arguments of the model's function.
         mask: site name -> kept; None for the original network.
         runs: sites that are merged together.
+        dropped: sites whose whole block is gone.
         boundary: name of the boundary activation in `torch.nn`, or None.
         hoist: whether padding was hoisted.
         merged: names of the sites (of runs: joined by '+') that are merged.
@@ -49,12 +50,13 @@ class Recipe:
     runs: tuple[tuple[str, ...], ...] = ()
     hoist: bool = True
     border_size: int | None = None
+    dropped: tuple[str, ...] = ()
 
     def build(self) -> nn.Module:
         """The network, with random weights, in eval."""
         model = load_model(self.model, self.classes, "none", self.options).model
         if self.mask is not None:
-            plan = Plan(Mask(self.mask), tuple(tuple(run) for run in self.runs))
+            plan = Plan(Mask(self.mask), self.runs, self.dropped)
             model = shrink(model, plan, activation(self.boundary), self.image_size, self.hoist)
         model = merge(model, self.merged, self.border_size) if self.merged else model
         model.eval()  # some networks' train() returns nothing

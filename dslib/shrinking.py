@@ -14,6 +14,7 @@ from .blocks import (
     channels_of,
     check_runs,
     check_weights,
+    droppable,
     input_shapes,
     is_foldable,
     linear_blocks,
@@ -83,8 +84,8 @@ def shrink(
 
     Args:
         model: the network; left as it is.
-        plan: which sites keep their activations, a mask, and which are merged together, a plan; must name every
-            site of this network.
+        plan: which sites keep their activations, a mask, and which are merged together or dropped whole, a plan;
+            must name every site of this network.
         boundary: makes the activation to put after each removed block, e.g. `nn.ReLU6`. Not used where an
             activation already ends the block, nor where the block has only two convolutions; a mapping from
             (last) site name to maker is taken at its word. Default: none.
@@ -94,7 +95,7 @@ def shrink(
             activations it computes what it did, and `merge` treats its borders apart.
     Raises:
         MaskMismatch: if the mask's names are not this network's sites.
-        NotMergeable, NotTraceable: if a removed site cannot be made affine.
+        NotMergeable, NotTraceable: if a removed site cannot be made affine, or not be dropped, see `droppable`.
         BadConfig: if the sites of a run do not feed each other.
     Source: Fu et al., ICML 2022, stages 1-2; runs: Kim et al., ICML 2023; hoisting is ours, see docs/decisions.md.
     """
@@ -131,6 +132,8 @@ def fade(
     image_size: int | None = None,
 ) -> nn.Module:
     """As `shrink`, but activations are still there as `Fade` modules: `set_fade` moves them, `settle` ends it.
+
+    Blocks that are dropped go at once.
 
     Source: linear activation decay, an option of the paper's released code.
     """
@@ -214,6 +217,11 @@ def _rewrite(
     shared, alone = shared_modules(small), single_activations(small)
     if plan.runs:
         check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
+    stuck = set(plan.dropped) - set(droppable(small, plan.dropped, image_size or DEFAULT_SIZE))
+    require(not stuck, f"{', '.join(sorted(stuck))}: cannot be dropped, giving no map of the shape of the one that it "
+            "takes; keep or merge it", NotMergeable)  # fmt: skip
+    for name in plan.dropped:
+        small.set_submodule(name, nn.Identity())
     for names in plan.groups:
         for name in names:
             require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)

@@ -27,7 +27,7 @@ from .result import Pruned, ready
 from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
-LOOKED_AT = 8  # one image of so many is recovered on, and another's loss taken: importances must leave time to train
+LOOKED_AT = 16  # one image of so many is recovered on, and another's loss taken: importances must leave time to train
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 
@@ -77,7 +77,10 @@ def given_masks(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
 
 
 def planner(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
-    """Ours: each site's importance with labels, the best plan within the budget, calibrated, finetuned."""
+    """Ours: what merging each block does, or dropping it; the best plan within the budget, calibrated, finetuned.
+
+    Source: importances and dynamic program after Kim et al., ICML 2023 and 2024 (LayerMerge), see `importance`.
+    """
     clock = start(model, effort)
     return _planned("planner", ready(model, data, effort, clock), model, data, budget, effort, clock, {})
 
@@ -102,14 +105,14 @@ def _planned(
     sites, cost = _measured(model, data, budget)
     with clock.part("importance"):
         count = max(2, effort.images // LOOKED_AT)
-        settings = Importance(count=count, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
+        settings = Importance(count=count, drop=True, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
         found = importance(model, data, sites, settings, progress=False)
     plan = _first_quick_enough(name, [one.plan for one in pareto(found, cost)], model, original, budget, clock)
     with clock.part("calibration"):
         images = data.train.first(effort.images, effort.seed)
         small = calibrate(model, plan, images, Calibrate(seed=effort.seed), progress=False).model
     done, history = tune(small, data, original if effort.distil else None, effort, clock)
-    record = {"removed": list(plan.mask.removed), "runs": plan.runs, "seconds": clock.spent, "history": history}
+    record = {"removed": list(plan.mask.removed), "dropped": plan.dropped, "seconds": clock.spent, "history": history}
     return Pruned(done, {**more, **record})
 
 
