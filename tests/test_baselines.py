@@ -15,11 +15,13 @@ from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, ev
 from dslib.baselines.budget import least
 from dslib.baselines.slim import Macs, Slim, find_groups
 from dslib.baselines.tuning import Clock
+from dslib.blocks import droppable
 from dslib.errors import BadConfig, BadData, BadModel
 from dslib.finetuning import Finetune
 from dslib.profiling import CostTable
 from dslib.rivals import PAPER_KEPT
 from dslib.schedules import Train
+from dslib.sites import find_sites
 from dslib.splits import hold_back
 from dslib.training import cross_entropy, train
 
@@ -199,15 +201,25 @@ def test_networks_that_share_channels_otherwise_are_refused():
         find_groups(dslib.load_model("densenet121", list("01")).model, 32)
 
 
-def test_blocks_that_can_go_whole(network):
-    names = blocks.removable(network, 32)
-    assert names == [f"features.{i}" for i in (3, 5, 6, 8, 9, 10, 12, 13, 15, 16)]
-    small = blocks.without(network, names)
-    assert isinstance(small.features[3], nn.Identity)
-    assert not isinstance(network.features[3], nn.Identity)
-    assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+class TwoInputs(nn.Module):
+    """A block of one map, one of two, and an activation by itself; all give maps of the shape that they take."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.act = nn.Conv2d(3, 3, 1), nn.ReLU()
+        self.outer = nn.Bilinear(8, 8, 8)
+
+    def forward(self, x):
+        return self.act(self.outer(x, self.inner(x)))
+
+
+def test_blocks_that_can_go_whole(network, digits, monkeypatch):
+    names = find_sites(network, 32).names
+    assert droppable(network, names, 32) == tuple(f"features.{i}" for i in (3, 5, 6, 8, 9, 10, 12, 13, 15, 16))
+    assert droppable(TwoInputs(), ["inner", "outer", "act"], 8) == ("inner",)
+    monkeypatch.setattr(blocks, "droppable", lambda *_: ())
     with pytest.raises(BadModel, match="no block gives maps of the shape that it takes"):
-        blocks.removable(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), 8)
+        blocks.layers(network, digits, Budget(1.5, 32), Effort(60))
 
 
 def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):

@@ -174,6 +174,23 @@ def test_a_run_becomes_one_fitted_convolution(tiny):
 
 
 @torch.no_grad()
+def test_what_follows_a_dropped_block_is_adjusted(tiny):
+    """Nothing is to be fitted of the block itself; blocks before it stay as they are."""
+    x = photos(48)
+    sites = dslib.find_sites(tiny, 32)
+    for dropped, changed in (("blocks.0", True), ("blocks.2", False)):
+        plan = dslib.Plan(sites.mask([name for name in sites.names if name != dropped]), dropped=[dropped])
+        small, errors = calibrate(tiny, plan, x, progress=False)
+        assert errors == {}
+        assert isinstance(small.get_submodule(dropped), nn.Identity)
+        plain = dslib.shrink(tiny, plan)
+        state = plain.state_dict()
+        assert changed == any(not torch.equal(value, state[name]) for name, value in small.state_dict().items())
+        if changed:
+            far, near = (relative_norm(net.blocks(net.stem(x)), tiny.blocks(tiny.stem(x))) for net in (plain, small))
+            assert near < 0.7 * far
+
+
 def test_kept_blocks_get_the_originals_mean_and_spread(tiny):
     x = photos()
     mask = dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"])

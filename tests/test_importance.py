@@ -1,8 +1,9 @@
 """What a site matters, with labels and without, and `dslib calibrate`, which ranks by it."""
 
 import copy
+import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dslib.evaluating import batchnorm_drift, recalibrate_batchnorm
 from dslib.found import Found
 from dslib.hoisting import InteriorBatchNorm2d
 from dslib.importance import Importance, agreement, divergence, importance, rank
+from dslib.records import Record
 
 
 def test_ranking_gives_a_mask_for_every_k(tiny):
@@ -39,6 +41,28 @@ def test_ranking_of_runs(tiny):
     plan = dslib.Plan(sites.mask(["blocks.0"]), [("blocks.1", "blocks.2")])
     small = calibrate(tiny, plan, x, Calibrate()).model
     assert found.runs["blocks.1+blocks.2"] == divergence(logits_of(small, x), logits_of(tiny, x))
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_dropped_blocks_are_ranked_as_well(tiny, digits, labels):
+    model = tiny.float()
+    sites = dslib.find_sites(model, 16)
+    half = digits.train.first(128)
+    x, y = next(half.batches(128))
+    plan = dslib.Plan(sites.mask(["blocks.1", "blocks.2"]), dropped=["blocks.0"])
+    small = calibrate(model, plan, x[:64], Calibrate(), progress=False).model
+    if labels:
+        config = Importance(count=64, drop=True, calibrate=Calibrate())
+        found = importance(model, digits, sites, config, progress=False)
+        with torch.no_grad():
+            losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]).item() for network in (small, model)]
+        expected = losses[0] - losses[1]
+    else:
+        found = rank(model, sites, x[:64], progress=False, drop=True)
+        expected = divergence(logits_of(small, x[:64]), logits_of(model, x[:64]))
+    assert list(found.dropped) == ["blocks.0", "blocks.2"]  # the other one has a stride
+    assert found.dropped["blocks.0"] == pytest.approx(expected, abs=1e-5)
+    assert Found.of(json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
@@ -160,11 +184,13 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
 
 @pytest.mark.parametrize("labels", ["--labels", "--no-labels"])
 def test_importances_on_the_command_line(tmp_path, command, labels):
-    words = ("--data", "digits", "--image-size", 16, "--count", 64, "--longest", 2, labels)
+    words = ("--data", "digits", "--image-size", 16, "--count", 64, "--longest", 2, "--drop", labels)
     out = command(*words, "--out", "found.json", name="importance")
     found = Found.load(tmp_path / "found.json")
     assert set(found.m) == {f"blocks.{i}" for i in range(3)}
     assert f"blocks.0+blocks.1 as one convolution: {found.runs['blocks.0+blocks.1']:.4f}" in out
+    assert f"blocks.2 dropped: {found.dropped['blocks.2']:.4f}" in out
+    assert "--drop" in Record.load(tmp_path / "found.json").command.split()
     with pytest.raises(SystemExit):
         command(*words, "--count", 0, "--out", "other.json", name="importance")
     assert not (tmp_path / "other.json").exists()
@@ -189,6 +215,15 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
         with pytest.raises(SystemExit):
             command(*words, "--out", "other.json")
     assert not (tmp_path / "other.json").exists()
+
+
+def test_a_plan_that_drops_a_block_is_calibrated(tmp_path, command):
+    mask = dslib.find_sites(Tiny(), 32).mask(["blocks.1"])
+    dslib.Plan(mask, dropped=["blocks.2"]).save(tmp_path / "plan.json")
+    command("--images", "digits", "--count", 128, "--plan", "plan.json", "--out", "net.json")
+    network, recipe = dslib.load(tmp_path / "net.json")
+    assert (recipe.dropped, recipe.merged) == (("blocks.2",), ("blocks.0",))
+    assert isinstance(network.blocks[2], nn.Identity)
 
 
 def test_an_interrupted_importance_goes_on(tiny, digits, tmp_path, monkeypatch):

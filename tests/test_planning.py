@@ -23,8 +23,8 @@ from dslib.planning import for_speedup, joint, pareto, plan
 from dslib.profiling import CostTable
 
 
-def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=()):
-    """An importance and a cost table of sites s0, s1, ...; run i begins at site i."""
+def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=(), drops=()):
+    """An importance and a cost table of sites s0, s1, ...; run i begins at site i; some blocks may be dropped."""
     names = [f"s{i}" for i in range(len(losses))]
     free = [name for name in names if name not in always]
     kept, total = 10.0, 10.0 * len(names) + 5
@@ -34,12 +34,13 @@ def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=
                      {n: kept - savings[names.index(n)] for n in free}, total, 1, 32, "cpu", "eager",
                      runs={run: run_length * kept - run_savings[i] for run, i in runs.items()})  # fmt: skip
     found = Found({n: losses[names.index(n)] for n in free}, tuple(always), tuple(names), unit="nats of cross-entropy",
-                  runs={run: run_losses[i] for run, i in runs.items()})  # fmt: skip
+                  runs={run: run_losses[i] for run, i in runs.items()},
+                  dropped={name: loss for name, loss in zip(names, drops, strict=False) if name in free})  # fmt: skip
     return found, cost
 
 
 def every_plan(found, cost):
-    """(latency, loss) of each way to keep, remove or join the sites."""
+    """(latency, loss) of each way to keep, remove, drop or join the sites."""
     order, results = found.order, []
 
     def extend(place, latency, loss):
@@ -50,6 +51,8 @@ def every_plan(found, cost):
         extend(place + 1, latency, loss)
         if name in found.m:
             extend(place + 1, latency - cost.kept[name] + cost.merged[name], loss + found.m[name])
+        if name in found.dropped:
+            extend(place + 1, latency - cost.kept[name], loss + found.dropped[name])
         for run in found.runs:
             names = run.split("+")
             if names[0] == name and run in cost.runs:
@@ -64,17 +67,19 @@ numbers = st.lists(st.floats(-0.5, 3, allow_nan=False), min_size=12, max_size=12
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.integers(1, 12), numbers, numbers, numbers, numbers, st.integers(2, 3), st.booleans(), st.floats(0, 1))
-def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings, length, runs, share):
+@given(st.integers(1, 12), numbers, numbers, numbers, numbers, st.integers(2, 3), st.booleans(), numbers,
+       st.integers(0, 7), st.floats(0, 1))  # fmt: skip
+def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings, length, runs, drops, some, share):
     count = max(n - length + 1, 0) if runs and n <= 10 else 0
     always = ("s1",) if n > 3 else ()
     found, cost = tables(losses[:n], savings[:n], run_losses[:count], [2 * s for s in run_savings[:count]], length,
-                         always)  # fmt: skip
+                         always, drops[: min(n, some)] if n <= 8 else ())  # fmt: skip
     ways = every_plan(found, cost)
     quickest = min(latency for latency, _ in ways)
     budget = quickest + share * (cost.total - quickest) + 1e-6
     best = plan(found, cost, budget)
     loss = sum(found.m[g[0]] if len(g) == 1 else found.runs["+".join(g)] for g in best.groups)
+    loss += sum(found.dropped[name] for name in best.dropped)
     assert cost.predict(best, merged=True) <= budget + 1e-9
     assert loss == pytest.approx(min(loss for latency, loss in ways if latency <= budget), abs=1e-9)
     assert all(best.mask[name] for name in always)

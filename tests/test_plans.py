@@ -9,7 +9,7 @@ from torch import nn
 
 import dslib
 from dslib.bench.exact import without_activations
-from dslib.errors import BadConfig, BadRecord, MaskMismatch
+from dslib.errors import BadConfig, BadRecord, MaskMismatch, NotMergeable
 from dslib.graphs import is_activation
 
 # network -> runs, and the kernel and stride of each; two of them go on after a stride
@@ -116,9 +116,10 @@ def test_a_plan_goes_to_json_and_back(tmp_path):
     with pytest.raises(BadRecord, match="is a plan, which does more than a mask"):
         dslib.Mask.load(path)
     assert dslib.Plan.load(plan.mask.save(tmp_path / "mask.json")) == dslib.Plan(plan.mask)
-    (tmp_path / "odd.json").write_text('{"mask": {"a": true}, "runs": "a"}')
-    with pytest.raises(BadRecord, match="expected lists of site names"):
-        dslib.Plan.load(tmp_path / "odd.json")
+    for part, text in (("runs", "expected lists of site names"), ("dropped", "expected a list of site names")):
+        (tmp_path / "odd.json").write_text(f'{{"mask": {{"a": true}}, "{part}": "a"}}')
+        with pytest.raises(BadRecord, match=text):
+            dslib.Plan.load(tmp_path / "odd.json")
 
 
 MASK = dslib.Mask({"a": True, "b": False, "c": False, "d": False})
@@ -131,6 +132,60 @@ MASK = dslib.Mask({"a": True, "b": False, "c": False, "d": False})
 def test_runs_that_make_no_sense_are_refused(runs, text):
     with pytest.raises(MaskMismatch, match=text):
         dslib.Plan(MASK, runs)
+
+
+@torch.no_grad()
+def test_dropped_blocks_give_what_they_take():
+    """Against the network's own code: the identity in place of two blocks, one of them beside a merged one."""
+    model, gone = build("mobilenet_v2"), ("features.3", "features.6")
+    removed = ("features.3", "features.4", "features.6")
+    sites = dslib.find_sites(model, 64)
+    plan = dslib.Plan(sites.mask([name for name in sites.names if name not in removed]), dropped=gone)
+    assert plan.groups == (("features.4",),)
+    expected = dslib.shrink(model, plan.mask)
+    for name in gone:
+        expected.set_submodule(name, nn.Identity())
+    small = dslib.shrink(model, plan)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.equal(small(x), expected(x))
+    assert relative(dslib.merge(small)(x), expected(x)) < 1e-11
+    assert set(small.state_dict()) == {key for key in model.state_dict() if not key.startswith(gone)}
+    faded = dslib.fade(model, plan)
+    assert all(isinstance(faded.get_submodule(name), nn.Identity) for name in gone)
+
+
+def test_a_plan_with_dropped_blocks_is_kept_and_rebuilt(tmp_path):
+    sites = dslib.find_sites(dslib.load_model("mobilenet_v2").model, 32)
+    mask = sites.mask([name for name in sites.names if name not in ("features.3", "features.4")])
+    plan = dslib.Plan(mask, dropped=["features.3"])
+    assert dslib.Plan.load(plan.save(tmp_path / "plan.json")) == plan
+    with pytest.raises(BadRecord, match="is a plan, which does more than a mask"):
+        dslib.Mask.load(tmp_path / "plan.json")
+    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 32, mask=dict(mask), dropped=plan.dropped)
+    small, merged = recipe.merge_into(recipe.build())
+    x = torch.randn(1, 3, 32, 32)
+    again, found = dslib.load(dslib.save(tmp_path / "net.json", small, merged))
+    assert found == merged
+    assert torch.equal(again(x), small(x))
+    assert isinstance(again.features[3], nn.Identity)
+
+
+@pytest.mark.parametrize(("dropped", "text"), [
+    ("b", "expected names of sites, found 'b'"), (["a"], "merged or dropped, these are kept or unknown: a"),
+    (["x"], "these are kept or unknown: x"), (["d", "d"], "found twice: d"), (["c"], "in one run, or dropped"),
+])  # fmt: skip
+def test_drops_that_make_no_sense_are_refused(dropped, text):
+    with pytest.raises(MaskMismatch, match=text):
+        dslib.Plan(MASK, [["b", "c"]], dropped)
+
+
+@pytest.mark.parametrize("name", ["features.2", "features.7"])  # other channels; a stride as well
+def test_a_block_of_other_maps_than_it_takes_cannot_be_dropped(name):
+    model = dslib.load_model("mobilenet_v2").model
+    sites = dslib.find_sites(model, 64)
+    plan = dslib.Plan(sites.mask([other for other in sites.names if other != name]), dropped=[name])
+    with pytest.raises(NotMergeable, match=f"{name}: cannot be dropped, giving no map of the shape"):
+        dslib.shrink(model, plan)
 
 
 @pytest.mark.parametrize("run", [("features.2", "features.4"), ("features.4", "features.3")])
