@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
     "--ranking", type=Path, help="A ranking (for --k, a search too) made before; written here if it does not exist."
 )
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
+@click.option("--drop/--no-drop", default=False, show_default=True, help="For --speedup: whole blocks may go too.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
 @device_option
 @settings(Calibrate)
@@ -44,7 +46,7 @@ from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 def calibrate_command(
     model: str, weights: str, options: tuple[str, ...], images: str, count: int, image_size: int | None,
     skip_corrupt: bool, k: int | None, speedup: float | None, runtime: str, precision: str,
-    ranking: Path | None, mask_file: Path | None, rank_count: int, device: str, out: Path, **given: Any,
+    ranking: Path | None, mask_file: Path | None, drop: bool, rank_count: int, device: str, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Shrink and merge a trained network in seconds, from unlabelled photos, without training."""
     import dslib
@@ -56,6 +58,7 @@ def calibrate_command(
     ways = [way is not None for way in (k, speedup, mask_file)]
     require(sum(ways) == 1, "expected one of --k, --speedup and --mask (--plan)", BadConfig)
     require(speedup is None or speedup > 1, f"--speedup: expected more than 1, found {speedup}", BadConfig)
+    require(not drop or speedup is not None, "--drop is for --speedup: k and a mask say what is merged", BadConfig)
     require(count > 0 and rank_count > 0, f"expected one or more images, found {count} and {rank_count}", BadConfig)
     config = Calibrate(**given)
     photos, held, classes, size = _photos(images, count, image_size, skip_corrupt)
@@ -77,24 +80,27 @@ def calibrate_command(
             fits = not found.network or found.network == structure_of(network)
             fits = fits and found.order == sites.names
             require(fits, f"{ranking} is of another network: rank this one", MaskMismatch)
+            require(not drop or bool(found.dropped), f"{ranking} says nothing of whole blocks: rank anew with --drop",
+                    MaskMismatch)  # fmt: skip
             can_add = k is not None or bool(found.unit)
             require(
                 can_add, f"{ranking} only orders the sites, and --speedup adds importances: rank anew", MaskMismatch
             )
         else:
-            found = rank(network, sites, photos.first(rank_count), config)
+            found = rank(network, sites, photos.first(rank_count), config, drop=drop)
             if ranking is not None:
                 found.save(ranking)
         if k is not None:
             plan = dslib.Plan(found.mask(k))
         else:
+            found = found if drop else replace(found, dropped={})
             plan = _quicker(network, sites, found, speedup or 1.0, runtime, precision)
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
     recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), merged=merged,
                           runs=tuple(map(tuple, plan.runs)), dropped=tuple(plan.dropped))  # fmt: skip
-    click.echo(repr(plan.mask))
+    click.echo(repr(plan.mask) + (f", of which dropped: {', '.join(plan.dropped)}" if plan.dropped else ""))
     click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))
     if held is not None:
         before, after = (dslib.evaluate(net, held) for net in (network, done.model))

@@ -196,7 +196,7 @@ def test_importances_on_the_command_line(tmp_path, command, labels):
     assert not (tmp_path / "other.json").exists()
 
 
-def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
+def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
     dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
     out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
     assert "accuracy" in out
@@ -205,12 +205,26 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch):
     monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (1.5, 1.4, 1.6)))
     out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
     assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
+    found = []
+    monkeypatch.setattr(planning, "for_speedup", lambda *given, **_: found.append(given[1]) or (
+        dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6)))  # fmt: skip
+    words = ("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json", "--ranking", "ranks.json")
+    out = command(*words, "--drop")
+    assert "of which dropped: blocks.0" in out
+    assert list(found[-1].dropped) == ["blocks.0", "blocks.2"]
+    command(*words)  # the same ranking
+    assert found[-1].dropped == {}
+    replace(found[-1]).save(tmp_path / "ranks.json")
+    with pytest.raises(SystemExit):
+        command(*words, "--drop")
+    assert "says nothing of whole blocks: rank anew with --drop" in capsys.readouterr().err
     assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
     for words in (
         ("--images", "digits"),
         ("--images", "digits", "--k", 1, "--speedup", 2),
         ("--images", tmp_path, "--k", 1),
         ("--images", "digits", "--k", 7),
+        ("--images", "digits", "--k", 1, "--drop"),
     ):
         with pytest.raises(SystemExit):
             command(*words, "--out", "other.json")
