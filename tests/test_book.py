@@ -22,10 +22,11 @@ LEARNING = ("why_dense", "three_stages", "which_activations", "getting_accuracy_
 
 
 def prose(path) -> list[str]:
-    """The text of a chapter, without code blocks."""
+    """The text of a chapter, captions too, without code blocks."""
     if path.suffix == ".ipynb":
         cells = json.loads(path.read_text())["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+        texts += [cell["metadata"]["mystnb"]["figure"]["caption"] for cell in cells if "mystnb" in cell["metadata"]]
     else:
         texts = [path.read_text()]
     return [without_code(text) for text in texts]
@@ -73,6 +74,17 @@ def test_every_cell_was_run_in_order_and_none_failed(path):
     assert not {"raises-exception", "nbval-skip", "remove-output"} & {
         t for c in cells for t in c["metadata"].get("tags", ())
     }
+
+
+@pytest.mark.parametrize("path", [path for path in CHAPTERS if path.suffix == ".ipynb"], ids=lambda path: path.name)
+def test_every_figure_has_a_caption_and_a_text_in_its_place(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        drawn = [kind for output in cell.get("outputs", ()) for kind in output.get("data", ()) if "image" in kind]
+        told = cell["metadata"].get("mystnb", {})
+        assert bool(drawn) == bool(told), cell["id"]
+        if told:
+            assert told["figure"]["caption"].endswith(".")
+            assert len(told["image"]["alt"]) > 20
 
 
 @pytest.mark.parametrize("name", LEARNING)
