@@ -250,24 +250,28 @@ def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[st
 
 
 def droppable(model: nn.Module, names: Sequence[str], image_size: int) -> tuple[str, ...]:
-    """Those of some blocks that may go whole: they give one map, of the shape of the only one that they take."""
-    ghost = ghost_of(model)
-    same: dict[str, bool] = {}
+    """Those of some blocks that may go whole, so that what comes in goes out (not activations by themselves).
+
+    Each stands under one name and gives one map, of the shape of the only one it takes, that is not changed in place.
+    """
+    copied = copy.deepcopy(model)
+    copied.eval()
+    shared, seen = shared_modules(copied), list[tuple[str, bool, Any, int]]()
 
     def note(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-            maps = [value for value in (*inputs, *named.values(), output) if isinstance(value, torch.Tensor)]
-            fits = len(inputs) == 1 and not named and len(maps) == 2 and maps[0].shape == maps[1].shape
-            same[name] = fits and maps[0].ndim == 4 and same.get(name, True)
+            maps = [value for value in (*inputs, output) if isinstance(value, torch.Tensor) and value.ndim == 4]
+            same = len(inputs) == 1 and not named and len(maps) == 2 and maps[0].shape == maps[1].shape
+            seen.append((name, same, output, output._version if same else 0))
 
         return hook
 
-    blocks = [name for name in names if not is_activation_module(ghost.get_submodule(name))]
+    blocks = [n for n in names if n not in shared and not is_activation_module(copied.get_submodule(n))]
     for name in blocks:
-        ghost.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
-    if blocks:
-        _run(ghost, image_size)
-    return tuple(name for name in blocks if same.get(name))
+        copied.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
+    _run(copied, image_size)
+    wrong = {name for name, same, output, version in seen if not same or output._version != version}
+    return tuple(name for name in blocks if name in {name for name, *_ in seen} - wrong)
 
 
 def _run(ghost: nn.Module, image_size: int) -> None:

@@ -170,7 +170,7 @@ def shrink_command(
     small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
     recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(plan.mask), boundary,
                           runs=tuple(map(tuple, plan.runs)), hoist=hoist, dropped=tuple(plan.dropped))  # fmt: skip
-    click.echo(f"{plan.mask!r}\nwritten: {dslib.save(out, small, recipe)}")
+    click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}\nwritten: {dslib.save(out, small, recipe)}")
 
 
 @app.command("finetune")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 import torch
 
-from .blocks import structure_of
+from .blocks import droppable, structure_of
 from .calibration import Calibrate
 from .cli_options import device_option, network_options, parse_options, settings
 from .errors import BadConfig, MaskMismatch, require
@@ -38,7 +38,7 @@ from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
     "--ranking", type=Path, help="A ranking (for --k, a search too) made before; written here if it does not exist."
 )
 @click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --k.")
-@click.option("--drop/--no-drop", default=False, show_default=True, help="For --speedup: whole blocks may go too.")
+@click.option("--drop/--no-drop", default=False, show_default=True, help="For --speedup: blocks may go whole.")
 @click.option("--rank-count", default=512, show_default=True, help="Images used for ranking.")
 @device_option
 @settings(Calibrate)
@@ -80,8 +80,8 @@ def calibrate_command(
             fits = not found.network or found.network == structure_of(network)
             fits = fits and found.order == sites.names
             require(fits, f"{ranking} is of another network: rank this one", MaskMismatch)
-            require(not drop or bool(found.dropped), f"{ranking} says nothing of whole blocks: rank anew with --drop",
-                    MaskMismatch)  # fmt: skip
+            require(not drop or bool(found.dropped) or not droppable(network, sites.mergeable, size),
+                    f"{ranking} says nothing of whole blocks: remove it, to rank anew", MaskMismatch)  # fmt: skip
             can_add = k is not None or bool(found.unit)
             require(
                 can_add, f"{ranking} only orders the sites, and --speedup adds importances: rank anew", MaskMismatch
@@ -100,7 +100,7 @@ def calibrate_command(
     merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
     recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), merged=merged,
                           runs=tuple(map(tuple, plan.runs)), dropped=tuple(plan.dropped))  # fmt: skip
-    click.echo(repr(plan.mask) + (f", of which dropped: {', '.join(plan.dropped)}" if plan.dropped else ""))
+    click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}")
     click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))
     if held is not None:
         before, after = (dslib.evaluate(net, held) for net in (network, done.model))

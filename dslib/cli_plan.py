@@ -10,7 +10,6 @@ import click
 from .cli_options import data_options, network_options, single_option, trained_network
 from .devices import this_machine
 from .errors import BadConfig, require
-from .masks import Plan
 from .records import Record, as_words, commit
 
 
@@ -19,7 +18,7 @@ from .records import Record, as_words, commit
 @data_options
 @click.option("--count", default=1024, show_default=True, help="Images to recover on, and as many for the loss.")
 @click.option("--longest", default=1, show_default=True, help="Most sites in a row to join into one convolution.")
-@click.option("--drop/--no-drop", default=False, show_default=True, help="Look at dropping whole blocks too.")
+@click.option("--drop/--no-drop", default=False, show_default=True, help="Look at dropping mergeable blocks too.")
 @click.option(
     "--labels/--no-labels",
     default=True,
@@ -91,16 +90,11 @@ def plan_command(
         require(out is None, "--out needs --latency or --speedup: which of the plans?", BadConfig)
         for one in pareto(found, table, merged):
             click.echo(f"{one.latency:9.2f} ms ({table.total / one.latency:.2f} times), importance {one.loss:.4f}: "
-                       f"k={one.plan.mask.k}, {_groups(one.plan)}")  # fmt: skip
+                       f"k={one.plan.mask.k}, removed: {one.plan}")  # fmt: skip
         return
     best = plan(found, table, budget, merged)
     predicted = table.predict(best, merged)
     times = table.total / predicted
-    click.echo(f"{predicted:.2f} ms predicted, {times:.2f} times as fast; k={best.mask.k}, {_groups(best)}")
+    click.echo(f"{predicted:.2f} ms predicted, {times:.2f} times as fast; k={best.mask.k}, removed: {best}")
     if out is not None:
         click.echo(f"written: {best.save(out)}")
-
-
-def _groups(plan: Plan) -> str:
-    merged = f"removed: {', '.join(map('+'.join, plan.groups)) or 'none'}"
-    return f"{merged}; dropped: {', '.join(plan.dropped)}" if plan.dropped else merged

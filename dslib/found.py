@@ -25,7 +25,7 @@ class Found:
         order: all site names, in the network's order.
         history: one row an epoch; `kept` names the sites whose gates were open, `m` the importances.
         runs: sites that follow each other, joined by '+' -> importance of all of them, merged into one convolution.
-        dropped: site name -> importance of its whole block, for those that may be dropped.
+        dropped: site name -> importance of its whole block, for those that can be merged and may be dropped.
         unit: what importances are, where their sum means something; '' if they only order the sites.
         network: structure that they are of, see `blocks.structure_of`; '' if unknown.
         image_size: side in pixels of the images that they are of; 0 if unknown.
@@ -81,7 +81,8 @@ class Found:
         """
         found = cls(**{**content, "always_kept": tuple(content["always_kept"]), "order": tuple(content["order"])})
         names = {*found.m, *found.dropped, *found.always_kept, *(name for run in found.runs for name in run.split("+"))}
-        if not names <= set(found.order) or not all(isinstance(v, int | float) for v in (*found.m.values(), found.own)):
+        values = (found.own, *found.m.values(), *found.runs.values(), *found.dropped.values())
+        if not names <= set(found.order) or not all(isinstance(value, int | float) for value in values):
             raise ValueError("its importances are no numbers, or of other sites than it lists")
         return found
 
@@ -95,5 +96,5 @@ class Found:
         found = records.read_json(path)
         try:
             return cls.of(found["values"] if found.get("name") == "importance" else found)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BadRecord(f"{path} is not a search result: {error}") from error

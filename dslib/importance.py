@@ -32,7 +32,7 @@ class Importance:
     Args:
         count: training images that the network recovers on, and as many others that its loss is taken on.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
-        drop: whether to look at what dropping whole blocks does, where it is possible, too.
+        drop: whether to look at what dropping does too, of those blocks that can be merged and dropped.
         calibrate: how to calibrate what is removed, and to adjust what is kept; None takes the activations out and
             gathers BatchNorm's statistics anew.
         finetune: how to finetune before the loss is taken; None does not.
@@ -87,7 +87,8 @@ def importance(
             small = finetune(small, replace(data, train=recover, val=held), model, config.finetune).model
         return loss_on(small, held)
 
-    about = f"importance of {sites.names}, {data.name}, {len(data.train)} images, {data.image_size}, {config}"
+    settings = replace(config, longest=1, drop=False)  # more or less of them are the same values
+    about = f"importance of {sites.names}, {data.name}, {len(data.train)} images, {data.image_size}, {settings}"
     title = "importance" if progress else ""
     own, found = _of_each(model, sites, config.longest, config.drop, loss, title, partial, about)
     m, runs, dropped = ({name: value - own for name, value in part.items()}
@@ -123,7 +124,7 @@ def rank(
         progress: show a bar.
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
         partial: as for `importance`.
-        drop: whether to look at what dropping whole blocks does, where it is possible, too.
+        drop: whether to look at what dropping does too, of those blocks that can be merged and dropped.
     Returns:
         As from a search, with a mask for every k; `m`, `runs`, `dropped` are mean Kullback-Leibler divergences (nats).
     """

@@ -109,6 +109,11 @@ class Plan:
         twice = sorted({name for name in names if names.count(name) > 1})
         require(not twice, f"a site can be in one run, or dropped, found twice: {', '.join(twice)}", MaskMismatch)
 
+    def __str__(self) -> str:
+        """What is done, in a line: removed sites, runs joined by '+', then the dropped ones."""
+        merged = ", ".join(map("+".join, self.groups)) or "nothing"
+        return f"{merged}; dropped: {', '.join(self.dropped)}" if self.dropped else merged
+
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Removed sites that become convolutions, those merged together in one tuple, in the order of the network."""

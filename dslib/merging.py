@@ -143,7 +143,7 @@ def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> 
     if callable(only):
         chosen, left = [g for g, blocks in groups.items() if only(merge_cost(g, blocks))], "declined by the rule"
     else:
-        wanted = only.mask.removed if isinstance(only, Plan) else only
+        wanted = [name for group in only.groups for name in group] if isinstance(only, Plan) else only
         require(isinstance(wanted, Collection) and not isinstance(wanted, str),
                 f"only: expected names of sites, a plan or a rule, found {wanted!r}", MaskMismatch)  # fmt: skip
         known = {name: group for group in groups for name in (*group, "+".join(group))}

@@ -89,8 +89,8 @@ def shrink(
         boundary: makes the activation to put after each removed block, e.g. `nn.ReLU6`. Not used where an
             activation already ends the block, nor where the block has only two convolutions; a mapping from
             (last) site name to maker is taken at its word. Default: none.
-        image_size: side of the input in pixels; needed only where padding depends on it (`Conv2dSame`) or a block
-            splits its channels.
+        image_size: side of the input in pixels; needed only where padding depends on it (`Conv2dSame`), a block
+            splits its channels, or the network does not run at 224 and the plan is more than a mask.
         hoist: False leaves all padding where it is, for a network that will not be finetuned: but for the
             activations it computes what it did, and `merge` treats its borders apart.
     Raises:
@@ -217,9 +217,10 @@ def _rewrite(
     shared, alone = shared_modules(small), single_activations(small)
     if plan.runs:
         check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
-    stuck = set(plan.dropped) - set(droppable(small, plan.dropped, image_size or DEFAULT_SIZE))
-    require(not stuck, f"{', '.join(sorted(stuck))}: cannot be dropped, giving no map of the shape of the one that it "
-            "takes; keep or merge it", NotMergeable)  # fmt: skip
+    if plan.dropped:
+        stuck = set(plan.dropped) - set(droppable(small, plan.dropped, image_size or DEFAULT_SIZE))
+        require(not stuck, f"{', '.join(sorted(stuck))}: cannot be dropped (only a block of one name, with one map in "
+                "and one out, of one shape, can); keep or merge it", NotMergeable)  # fmt: skip
     for name in plan.dropped:
         small.set_submodule(name, nn.Identity())
     for names in plan.groups:

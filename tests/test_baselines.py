@@ -11,6 +11,7 @@ from conftest import randomise_batchnorm, wide
 from torch import nn
 
 import dslib
+from dslib import shrinking
 from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
 from dslib.baselines.budget import least
 from dslib.baselines.slim import Macs, Slim, find_groups
@@ -201,22 +202,32 @@ def test_networks_that_share_channels_otherwise_are_refused():
         find_groups(dslib.load_model("densenet121", list("01")).model, 32)
 
 
-class TwoInputs(nn.Module):
-    """A block of one map, one of two, and an activation by itself; all give maps of the shape that they take."""
+class Odd(nn.Module):
+    """What gives maps of the shape that it takes, one of which can go, and why the others cannot."""
 
     def __init__(self):
         super().__init__()
-        self.inner, self.act = nn.Conv2d(3, 3, 1), nn.ReLU()
-        self.outer = nn.Bilinear(8, 8, 8)
+        self.goes, self.named, self.changed, self.twice = (nn.Conv2d(3, 3, 1) for _ in range(4))
+        self.act, self.two, self.same = nn.ReLU(inplace=True), nn.Bilinear(8, 8, 8), nn.Conv2d(3, 3, 1)
+        self.other, self.sometimes = self.same, nn.AdaptiveAvgPool2d(8)
 
     def forward(self, x):
-        return self.act(self.outer(x, self.inner(x)))
+        x = self.named(input=self.goes(x)) + self.act(self.changed(x)) + self.two(x, x) + self.other(self.same(x))
+        return self.sometimes(x) + self.sometimes(x[:, :, :4]) + self.twice(self.twice(x))
 
 
 def test_blocks_that_can_go_whole(network, digits, monkeypatch):
     names = find_sites(network, 32).names
     assert droppable(network, names, 32) == tuple(f"features.{i}" for i in (3, 5, 6, 8, 9, 10, 12, 13, 15, 16))
-    assert droppable(TwoInputs(), ["inner", "outer", "act"], 8) == ("inner",)
+    children = [name for name, _ in Odd().named_children()]
+    assert droppable(Odd(), children, 8) == ("goes", "twice")
+    sizes = []
+    monkeypatch.setattr(shrinking, "droppable", lambda _, names, size: sizes.append(size) or tuple(names))
+    monkeypatch.setattr(blocks, "tune", lambda small, *_: (small, []))
+    monkeypatch.setattr(blocks, "least", lambda *given, **_: given[2](0.2)[1])
+    done = blocks.layers(network, digits, Budget(1.5, 32), Effort(60, images=8))
+    assert len(done.record["removed"]) == 2
+    assert set(sizes) == {digits.image_size}
     monkeypatch.setattr(blocks, "droppable", lambda *_: ())
     with pytest.raises(BadModel, match="no block gives maps of the shape that it takes"):
         blocks.layers(network, digits, Budget(1.5, 32), Effort(60))

@@ -191,6 +191,7 @@ def test_what_follows_a_dropped_block_is_adjusted(tiny):
             assert near < 0.7 * far
 
 
+@torch.no_grad()
 def test_kept_blocks_get_the_originals_mean_and_spread(tiny):
     x = photos()
     mask = dslib.find_sites(tiny, 32).mask(["blocks.1", "blocks.2"])

@@ -210,14 +210,16 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
         dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6)))  # fmt: skip
     words = ("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json", "--ranking", "ranks.json")
     out = command(*words, "--drop")
-    assert "of which dropped: blocks.0" in out
+    assert "k=1 of 3, removed: blocks.2; dropped: blocks.0" in out
     assert list(found[-1].dropped) == ["blocks.0", "blocks.2"]
     command(*words)  # the same ranking
     assert found[-1].dropped == {}
     replace(found[-1]).save(tmp_path / "ranks.json")
     with pytest.raises(SystemExit):
         command(*words, "--drop")
-    assert "says nothing of whole blocks: rank anew with --drop" in capsys.readouterr().err
+    assert "says nothing of whole blocks: remove it, to rank anew" in capsys.readouterr().err
+    monkeypatch.setattr("dslib.cli_calibrate.droppable", lambda *_: ())
+    assert "ranking: taken from" in command(*words, "--drop")  # there is nothing to be said
     assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
     for words in (
         ("--images", "digits"),

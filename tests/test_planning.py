@@ -207,7 +207,7 @@ def test_importances_and_costs_become_a_plan_on_the_command_line(tmp_path):
 
     shown = call().output.splitlines()
     assert len(shown) == len(pareto(found, cost))
-    assert "removed: none" in shown[0]
+    assert "removed: nothing" in shown[0]
     out = tmp_path / "plan.json"
     done = call("--latency", 31, "--out", out)
     assert "31.00 ms predicted, 1.13 times as fast; k=1, removed: s0+s1" in done.output
@@ -232,7 +232,7 @@ def test_what_a_user_measured_becomes_a_plan_whatever_the_number_of_classes(tmp_
     words = ("plan", "--importance", "importance.json", "--cost", "cost.json", "--or-linear")
     status, out, err = run_command(*words, cwd=tmp_path)
     assert status == 0, err
-    assert "removed: none" in out
+    assert "removed: nothing" in out
     found = json.loads((tmp_path / "importance.json").read_text())
     found["values"]["m"]["elsewhere"] = 1.0
     (tmp_path / "wrong.json").write_text(json.dumps(found))

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import build, relative
+from conftest import Tiny, build, relative
 from torch import nn
 
 import dslib
@@ -184,8 +184,31 @@ def test_a_block_of_other_maps_than_it_takes_cannot_be_dropped(name):
     model = dslib.load_model("mobilenet_v2").model
     sites = dslib.find_sites(model, 64)
     plan = dslib.Plan(sites.mask([other for other in sites.names if other != name]), dropped=[name])
-    with pytest.raises(NotMergeable, match=f"{name}: cannot be dropped, giving no map of the shape"):
+    with pytest.raises(NotMergeable, match=f"{name}: cannot be dropped .only a block of one name"):
         dslib.shrink(model, plan)
+
+
+def test_a_plan_says_what_it_does_and_which_groups_to_merge():
+    plan = dslib.Plan(MASK, [["b", "c"]], ["d"])
+    assert str(plan) == "b+c; dropped: d"
+    assert str(dslib.Plan(dslib.Mask({"a": True}))) == "nothing"
+    model = dslib.load_model("mobilenet_v2").model
+    sites = dslib.find_sites(model, 64)
+    plan = dslib.Plan(sites.mask([name for name in sites.names if name not in ("features.3", "features.4")]),
+                      dropped=["features.3"])  # fmt: skip
+    merged = dslib.merge(dslib.shrink(model, plan), only=plan)
+    assert dslib.unmerged(merged) == {}
+    assert isinstance(merged.features[4].conv, nn.Conv2d)
+
+
+def test_a_network_with_a_dropped_block_is_finetuned(digits):
+    model = Tiny().eval()
+    plan = dslib.Plan(dslib.find_sites(model, 16).mask(["blocks.1"]), dropped=["blocks.2"])
+    config = dslib.Finetune(epochs=1, lr=0.01, batch_size=32)
+    for start in (dslib.shrink, dslib.fade):
+        done = dslib.finetune(start(model, plan, None, 16), digits, None, config).model
+        assert isinstance(done.blocks[2], nn.Identity)
+        assert dslib.unmerged(dslib.merge(done)) == {}
 
 
 @pytest.mark.parametrize("run", [("features.2", "features.4"), ("features.4", "features.3")])

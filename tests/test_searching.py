@@ -1,5 +1,6 @@
 """Stage 1: gates, straight-through top-k, the sign of the latency term, resuming."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
@@ -187,9 +188,18 @@ def test_search_refuses_bad_settings(tiny, digits, tmp_path):
         dslib.Search(anneal=2)
     with pytest.raises(MaskMismatch, match="cost has no saving for blocks.0, blocks.1"):
         dslib.search(tiny, digits, sites, {"features.1": 1.0}, QUICK)
-    (tmp_path / "x.json").write_text('{"m": {}}')
-    with pytest.raises(BadRecord, match="is not a search result"):
-        dslib.Found.load(tmp_path / "x.json")
+    whole = {"m": {"a": 1.0}, "always_kept": [], "order": ["a"]}
+    (tmp_path / "x.json").write_text(json.dumps(whole))
+    assert dslib.Found.load(tmp_path / "x.json").dropped == {}
+    for bad in (
+        {"m": {}},
+        {**whole, "dropped": {"a": "x"}},
+        {**whole, "dropped": ["a"]},
+        {**whole, "runs": {"a": None}},
+    ):
+        (tmp_path / "x.json").write_text(json.dumps(bad))
+        with pytest.raises(BadRecord, match="is not a search result"):
+            dslib.Found.load(tmp_path / "x.json")
 
 
 def test_a_search_result_round_trips(tmp_path):

@@ -34,7 +34,8 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     require(bool(names), "no block gives maps of the shape that it takes: no layer can be removed whole", BadModel)
 
     def without(removed: Sequence[str]) -> nn.Module:
-        return shrink(model, Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed))
+        return shrink(model, Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed),
+                      image_size=data.image_size)  # fmt: skip
 
     images = data.train.first(effort.images, effort.seed)
     with clock.part("importance"):

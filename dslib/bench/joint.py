@@ -219,7 +219,7 @@ class _Network:
         what = f"width {self.width:g}, {share:g} of the latency, seed {seed}"
         if "accuracy" not in row:
             return f"{what}: {row.get('error', 'not begun')}"
-        best = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
+        best = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"], row.get("dropped", ()))
         time = partial(timed, self.network, best, self.cost, self.config.runtime, widest.network)
         row = {**self.rows.add({"timed": row["plan"], "width": self.width}, time, short=True), **row}
         return (f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "

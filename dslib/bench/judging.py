@@ -47,7 +47,8 @@ def judge(
     small = calibrate(network, chosen, images, Calibrate(seed=config.seed), progress=False).model
     done = finetune(small, data, network, config).model
     return {
-        "plan": name_of(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "k": chosen.mask.k,
+        "plan": str(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "dropped": chosen.dropped,
+        "k": chosen.mask.k,
         "predicted_ms": cost.predict(chosen, merged=True),
         **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held),
                                     "held_finetuned": evaluate(done, held)}),
@@ -79,11 +80,6 @@ def timed(
     timing = measure(networks, batch, ROUNDS, runtime=runtime)
     ratio, low, high = timing.speedup("small", over="original")
     return {"measured_speedup": ratio, "q25": low, "q75": high, "busy": timing.busy}
-
-
-def name_of(plan: Plan) -> str:
-    """A plan in a line: what is removed, runs joined by '+'."""
-    return ", ".join(map("+".join, plan.groups)) or "nothing"
 
 
 def hold_back(data: Data, count: int) -> tuple[Data, Split]:

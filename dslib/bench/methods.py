@@ -167,7 +167,7 @@ class _Compared:
 
     def time(self, row: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
         """The row of a plan's timing: several methods may find the same one, it is measured once."""
-        chosen = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"])
+        chosen = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"], row.get("dropped", ()))
         make = partial(timed, self.network, chosen, self.cost, self.matrix.runtime)
         return rows.add({"timed": row["plan"]}, make, short=True)
 
