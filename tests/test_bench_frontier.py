@@ -67,6 +67,7 @@ def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
     assert frame["tuned"].iloc[0]
     assert not frame["meets"].iloc[0]  # it is the network itself
     assert "found" not in frame
+    assert frame["training"].dropna().tolist() == [1.0, 1.0]
     before = len(calls)
     again = record_frontier(small, None, out, told.append)
     assert len(calls) == before  # but the one that failed was tried again

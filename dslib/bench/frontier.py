@@ -216,13 +216,14 @@ def _command(config: Mapping[str, Any]) -> str:
 
 
 def table(record: Record) -> pd.DataFrame:
-    """The rows of points, without what each method found; those that failed too, with their `error`.
+    """The rows of points, those that failed too, with their `error`; of what each found, the seconds of its `training`.
 
     `images_per_s` is the original's, of its median latency over all rows, times the speed-up that was measured in
     turns: so rows that were made while the machine did more can be compared with the others.
     """
     rows = [row for row in record.values["rows"] if "seed" in row]
     frame = pd.DataFrame([{name: value for name, value in row.items() if name != "found"} for row in rows])
+    frame["training"] = [row.get("found", {}).get("seconds", {}).get("training") for row in rows]
     for name in ("accuracy", "original_ms", "measured_speedup"):
         frame[name] = frame.get(name, float("nan"))  # where all have failed
     original = 1000 * record.config["latency_batch"] / frame["original_ms"].median()
