@@ -165,10 +165,11 @@ def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
     assert fastest(found, 0.6)["images_per_s"] == 160.0
     assert fastest(found, 0.81) is None
     rows = lead(found, ["ours"], original=(100.0, 0.9))
-    assert rows["accuracy"].tolist() == [0.9, 0.8, 0.75]  # upper half of 0.5 to 0.9
-    assert rows["ours"].tolist() == [100.0, 100.0, 160.0]
-    assert rows["others"].tolist() == [100.0, 120.0, 120.0]
-    assert rows["factor"].tolist() == pytest.approx([1.0, 100 / 120, 160 / 120])
+    assert rows["accuracy"].tolist() == [0.8, 0.75]  # upper half of 0.5 to 0.9, which is the original's
+    assert rows["ours"].tolist() == [100.0, 160.0]
+    assert rows["others"].tolist() == [120.0, 120.0]
+    assert rows["factor"].tolist() == pytest.approx([100 / 120, 160 / 120])
+    assert lead(found[:0], ["ours"], original=(100.0, 0.9)).empty
     assert lead(found[:1], ["ours"], (100.0, 0.7))["factor"].isna().all()  # there are no others
 
 

@@ -240,8 +240,8 @@ def fastest(found: pd.DataFrame, floor: float) -> pd.Series | None:
 def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, float]) -> pd.DataFrame:
     """How much faster our networks are at equal accuracy, over the upper half of the accuracies on the frontier.
 
-    At each accuracy that a network there has: the fastest of ours with at least that, and the fastest of the others;
-    the original is anybody's.
+    At each accuracy that a network there has, the original's own excepted: the fastest of ours with at least that, and
+    the fastest of the others; the original is anybody's.
 
     Args:
         found: as from `search_plots.means`.
@@ -261,7 +261,7 @@ def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, floa
         return max(least, 0.0 if row is None else float(row["images_per_s"]))
 
     rows = [{"accuracy": level, "ours": speed(found[mine], level), "others": speed(found[~mine], level)}
-            for level in levels if level >= middle]  # fmt: skip
-    done = pd.DataFrame(rows)
+            for level in levels if level >= middle and level != original[1]]  # fmt: skip
+    done = pd.DataFrame(rows, columns=["accuracy", "ours", "others"])
     done["factor"] = done["ours"] / done["others"].where(done["others"] > 0)
     return done
