@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -103,7 +104,8 @@ def _planned(
 ) -> Pruned:  # fmt: skip
     """Planned, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
-    with clock.part("importance"):
+    with clock.part("importance"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*: give more images")  # there is no time for more
         count = max(2, effort.images // LOOKED_AT)
         settings = Importance(count=count, drop=True, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
         found = importance(model, data, sites, settings, progress=False)
