@@ -42,7 +42,8 @@ def test_the_stages_one_by_one(tmp_path, npz):
     assert "blocks.2" in outs[0]
     assert "saving_ms" in outs[1]
     assert "cpu, nchw (eager, contiguous), bfloat16" in outs[2]
-    assert re.search(r"mask.json: [\d.]+ ms predicted, [\d.]+ times as fast", outs[2])
+    # of so small a network the sum of the blocks' savings may be more than all of it takes
+    assert re.search(r"mask.json: -?[\d.]+ ms predicted, -?[\d.]+ times as fast", outs[2])
     assert "rank" in outs[3]
     assert "removed: " in outs[4]
     assert "accuracy" in outs[5]
