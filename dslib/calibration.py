@@ -9,8 +9,9 @@ last convolution, which takes back some of the error. Ours; the paper starts fro
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import dropwhile, islice
 from typing import NamedTuple
@@ -62,6 +63,7 @@ class Calibrate:
         positions: at most so many output positions of a block are used, spread over all images (one of each at least).
         refit: whether kept blocks after a removed one are adjusted by their last convolution.
         match: whether, before that, the channels of their other convolutions get the original's mean and spread.
+        reach: how many kept blocks after each change are adjusted, by their order in the network; None for all.
         batch_size: images a batch; halved where the device's memory does not hold it.
         seed: of the choice of positions.
     """
@@ -71,11 +73,13 @@ class Calibrate:
     positions: int = 150_000
     refit: bool = True
     match: bool = True
+    reach: int | None = None
     batch_size: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        require(self.reach is None or self.reach > 0, f"reach: expected 1 or more, found {self.reach}")
         require(self.ridge > 0, f"ridge: expected more than 0, found {self.ridge}")
         require(self.ridges > 0, f"ridges: expected 1 or more, found {self.ridges}")
         require(self.positions > 0, f"positions: expected 1 or more, found {self.positions}")
@@ -210,8 +214,7 @@ def _open(
         original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
-    removed = tuple(f"{name}." for name in plan.mask.removed)
-    tried = [name for name in site_names(model=original) if config.refit and not f"{name}.".startswith(removed)]
+    tried = _within_reach(site_names(model=original), plan.mask.removed, config.reach) if config.refit else []
     for name in input_shapes(small, tried, first.shape[-1]):  # those called with one map alone
         try:
             traced = _traced(small, name)
@@ -235,6 +238,20 @@ def _open(
         require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
     changed = dropwhile(lambda name: name not in gone and not stations[name].removed, called)
     return [stations[name] for name in changed if name not in gone and called[name] == 1], kept
+
+
+def _within_reach(names: Sequence[str], removed: Sequence[str], reach: int | None) -> list[str]:
+    """Those of a network's blocks that are kept, and have at most `reach` kept ones between a removed one and them."""
+    prefixes = tuple(f"{name}." for name in removed)
+    found: list[str] = []
+    left: float = 0
+    for name in names:
+        if f"{name}.".startswith(prefixes):
+            left = math.inf if reach is None else reach
+        elif left > 0:
+            found.append(name)
+            left -= 1
+    return found
 
 
 def _folded(station: Station, network: nn.Module) -> Station:

@@ -62,7 +62,7 @@ def steady(monkeypatch):
     for module in (tuning, depth):
         monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
     monkeypatch.setattr(depth, "SEARCHING", 1.0)
-    monkeypatch.setattr(depth, "profile", lambda _, sites, *__, **___: costs(sites.names))
+    monkeypatch.setattr(Budget, "cost", lambda _, __, sites: costs(sites.names))
     monkeypatch.setattr(evolution, "planned", lambda data, left, _, config: tuning.planned(data, left, 0.01, config))
 
 

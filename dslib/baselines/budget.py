@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from ..blocks import in_channels
+from ..blocks import in_channels, structure_of
 from ..errors import BadConfig, require
 from ..graphs import dtype_of
 from ..measuring import Timing, measure
+from ..profiling import CostTable, profile
+from ..sites import Sites
 from .tuning import Clock
 
 T = TypeVar("T")
@@ -28,6 +30,7 @@ class Budget:
         batch_size: images a batch.
         runtime, precision: as for `measure`.
         rounds: measurements of each network.
+        costs: of blocks, by network, as measured so far: they are the same for every method and speed-up.
     """
 
     speedup: float
@@ -36,6 +39,7 @@ class Budget:
     runtime: str = "eager"
     precision: str | None = None
     rounds: int = 11
+    costs: dict[str, CostTable] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -43,17 +47,23 @@ class Budget:
         require(min(self.batch_size, self.image_size, self.rounds) > 0,
                 "batch_size, image_size, rounds: expected 1 or more of each")  # fmt: skip
 
-    def timing(self, original: nn.Module, network: nn.Module) -> Timing:
-        """Latencies of `original` and `network`, in turns."""
-        device = next(original.parameters()).device
-        shape = (self.batch_size, in_channels(original), self.image_size, self.image_size)
-        images = torch.randn(*shape, device=device, dtype=dtype_of(original))
-        networks = {"original": original, "network": network}
+    def timing(self, **networks: nn.Module) -> Timing:
+        """Latencies of several networks, by name, in turns."""
+        first = next(iter(networks.values()))
+        shape = (self.batch_size, in_channels(first), self.image_size, self.image_size)
+        images = torch.randn(*shape, device=next(first.parameters()).device, dtype=dtype_of(first))
         return measure(networks, images, self.rounds, runtime=self.runtime, precision=self.precision)
+
+    def cost(self, model: nn.Module, sites: Sites) -> CostTable:
+        """What each site costs on the device, runtime and batch of the budget; measured once for each network."""
+        known = structure_of(model)
+        if known not in self.costs:
+            self.costs[known] = profile(model, sites, self.batch_size, runtime=self.runtime, precision=self.precision)
+        return self.costs[known]
 
     def reached(self, original: nn.Module, network: nn.Module) -> float:
         """How many times as fast as the original the network is."""
-        return self.timing(original, network).speedup("network", over="original")[0]
+        return self.timing(original=original, network=network).speedup("network", over="original")[0]
 
 
 def least(

@@ -16,7 +16,7 @@ from ..importance import Importance, importance
 from ..masks import Mask, Plan
 from ..merging import merge
 from ..planning import pareto
-from ..profiling import CostTable, profile
+from ..profiling import CostTable
 from ..rivals import masks_of, paper_masks, train_slopes
 from ..schedules import Train
 from ..searching import Search, search
@@ -149,8 +149,7 @@ def _first_quick_enough(
 def _measured(model: nn.Module, data: Data, budget: Budget) -> tuple[Sites, CostTable]:
     """Sites, and what each costs on the device, runtime and batch of the budget."""
     sites = find_sites(model, data.image_size)
-    cost = profile(model, sites, budget.batch_size, runtime=budget.runtime, precision=budget.precision)
-    return sites, cost
+    return sites, budget.cost(model, sites)
 
 
 def _search_time(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> Portion:
