@@ -112,7 +112,7 @@ def loss_on(model: nn.Module, held: Split) -> float:
 
 def rank(
     model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True,
-    longest: int = 1, partial: Path | None = None, drop: bool = False,
+    longest: int = 1, partial: Path | None = None, drop: bool = False, held: Images | None = None,
 ) -> Found:  # fmt: skip
     """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
 
@@ -125,17 +125,20 @@ def rank(
         longest: the most sites that follow each other to be looked at as one convolution too; 1 is none.
         partial: as for `importance`.
         drop: whether to look at what dropping does too, of those blocks that can be merged and dropped.
+        held: other images, unlabelled, to take the divergence on; default the same. With a hundred images to calibrate
+            on, what they say of themselves is too good.
     Returns:
         As from a search, with a mask for every k; `m`, `runs`, `dropped` are mean Kullback-Leibler divergences (nats).
     """
     sites.check_k(len(sites.always_kept))
     require(longest >= 1, f"longest: expected 1 or more, found {longest}")
     config = config or Calibrate()
-    expected = logits_of(model, images, config.batch_size)
+    seen = images if held is None else held
+    expected = logits_of(model, seen, config.batch_size)
 
     def worse(plan: Plan) -> float:
         small = calibrate(model, plan, images, config, progress=False).model
-        return divergence(logits_of(small, images, config.batch_size), expected)
+        return divergence(logits_of(small, seen, config.batch_size), expected)
 
     about = f"ranking of {sites.names}, {len(images)} images, {sites.image_size}, {config}, {float(expected.sum()):.6e}"
     _, found = _of_each(model, sites, longest, drop, worse, "rank" if progress else "", partial, about)

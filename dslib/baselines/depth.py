@@ -12,7 +12,7 @@ from torch import nn
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data
 from ..finetuning import Finetune
-from ..importance import Importance, importance
+from ..importance import rank
 from ..masks import Mask, Plan
 from ..merging import merge
 from ..planning import pareto
@@ -22,13 +22,14 @@ from ..schedules import Train
 from ..searching import Search, search
 from ..shrinking import fade, shrink
 from ..sites import Sites, find_sites
+from ..splits import hold_back
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready
 from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
-LOOKED_AT = 16  # one image of so many is recovered on, and another's loss taken: importances must leave time to train
+RECOVERED_ON, JUDGED_ON, REACH = 16, 4, 4  # one image of so many; and blocks: a ranking must leave time to train
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 
@@ -80,7 +81,10 @@ def given_masks(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
 def planner(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
     """Ours: what merging each block does, or dropping it; the best plan within the budget, calibrated, finetuned.
 
-    Source: importances and dynamic program after Kim et al., ICML 2023 and 2024 (LayerMerge), see `importance`.
+    What it does is the divergence from the original on other images, which needs no labels and fewer images than a
+    loss does: what labels say of a few hundred images is mostly chance.
+
+    Source: importances and dynamic program after Kim et al., ICML 2023 and 2024 (LayerMerge), see `rank`.
     """
     clock = start(model, effort)
     return _planned("planner", ready(model, data, effort, clock), model, data, budget, effort, clock, {})
@@ -104,11 +108,11 @@ def _planned(
 ) -> Pruned:  # fmt: skip
     """Planned, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
-    with clock.part("importance"), warnings.catch_warnings():
+    with clock.part("ranking"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: give more images")  # there is no time for more
-        count = max(2, effort.images // LOOKED_AT)
-        settings = Importance(count=count, drop=True, calibrate=Calibrate(seed=effort.seed), seed=effort.seed)
-        found = importance(model, data, sites, settings, progress=False)
+        count = max(2, effort.images // RECOVERED_ON)
+        recover, held = hold_back(data.train.first(count + effort.images // JUDGED_ON, effort.seed), count)[::-1]
+        found = rank(model, sites, recover, Calibrate(reach=REACH, seed=effort.seed), False, drop=True, held=held)
     plan = _first_quick_enough(name, [one.plan for one in pareto(found, cost)], model, original, budget, clock)
     with clock.part("calibration"):
         images = data.train.first(effort.images, effort.seed)
