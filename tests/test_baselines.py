@@ -13,6 +13,7 @@ from torch import nn
 import dslib
 from dslib import shrinking
 from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
+from dslib.baselines import budget as budget_module
 from dslib.baselines.budget import least
 from dslib.baselines.slim import Macs, Slim, find_groups
 from dslib.baselines.tuning import Clock
@@ -129,6 +130,17 @@ def test_a_method_spends_what_it_may(trained, digits):
     effort = replace(EFFORT, seconds=6.0, distil=False)
     done = METHODS["uniform"](trained, digits, Budget(1.01, 16, rounds=1), effort)
     assert 3 < sum(done.record["seconds"].values()) < 9
+
+
+def test_costs_of_blocks_are_measured_once_for_each_network(trained, monkeypatch):
+    calls = []
+    monkeypatch.setattr(budget_module, "profile", lambda model, *_, **__: calls.append(model) or len(calls))
+    mild = Budget(1.2, 16)
+    strong = replace(mild, speedup=1.5)
+    sites = find_sites(trained, 16)
+    assert [each.cost(trained, sites) for each in (mild, strong, mild)] == [1, 1, 1]
+    assert strong.cost(trained[:4], sites) == 2
+    assert Budget(1.2, 32).cost(trained, sites) == 3
 
 
 def test_the_least_strength_that_meets_a_budget(by_work):

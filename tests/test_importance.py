@@ -33,6 +33,14 @@ def test_ranking_gives_a_mask_for_every_k(tiny):
     assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
 
 
+def test_the_divergence_may_be_of_other_images(tiny):
+    x, other = photos(80).split([48, 32])
+    sites = dslib.find_sites(tiny, 32)
+    found = rank(tiny, sites, x, progress=False, held=other)
+    alone = calibrate(tiny, sites.mask(set(sites.names) - {"blocks.1"}), x, Calibrate()).model
+    assert found.m["blocks.1"] == divergence(logits_of(alone, other), logits_of(tiny, other))
+
+
 def test_ranking_of_runs(tiny):
     x = photos(48)
     sites = dslib.find_sites(tiny, 32)
