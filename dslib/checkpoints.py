@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import BadModel, BadRecord, first_line
+from .errors import BadConfig, BadModel, BadRecord, first_line
 from .records import whole_file
 
 
@@ -35,6 +35,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         BadRecord: if the file is missing, truncated, or does not match its checksum.
+        BadConfig: if it cannot be read just now.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -44,9 +45,11 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = file.metadata() or {}
     except FileNotFoundError as error:
         raise BadRecord(f"no file {path}: expected a safetensors file") from error
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:
         raise BadRecord(f"{path} is corrupt or truncated ({error}): get it again") from error
-    if "sha256" in header and header["sha256"] != digest(tensors):
+    except OSError as error:  # of the disk or the system: the file may be whole
+        raise BadConfig(f"{path} cannot be read ({error.strerror or error}): mend that and try again") from error
+    if ("sha256" in header or "dslib" in header) and header.get("sha256") != digest(tensors):
         raise BadRecord(f"{path} does not match its checksum: it was changed or damaged; get it again")
     return tensors, _meta(path, header)
 

@@ -12,9 +12,12 @@ from . import processes
 from .cli_bench import bench
 from .cli_calibrate import calibrate_command
 from .cli_options import (
+    check_classes,
     data_options,
     device_option,
     image_size_option,
+    keep_record,
+    log_for,
     log_options,
     network_options,
     of_recipe,
@@ -23,6 +26,7 @@ from .cli_options import (
     settings,
     single_option,
     trained_network,
+    trust_option,
 )
 from .cli_plan import importance_command, plan_command
 from .cli_run import eval_command, run_command
@@ -31,7 +35,6 @@ from .finetuning import Finetune
 from .runtimes import PRECISIONS
 from .searching import Search
 from .states import claimed, remove_state
-from .watching import Log
 
 
 def main() -> None:
@@ -135,13 +138,15 @@ def search_command(
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
 
+    log = log_for(curves, tensorboard)
     network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
     costs = dslib.CostTable.load(cost) if cost else None
     sites = dslib.find_sites(network, loaded.image_size, single)
-    log = Log(curves, tensorboard, click.echo)
+    config = dslib.Search(**given)
     with claimed(out):
-        found = dslib.search(network, loaded, sites, costs, dslib.Search(**given), _partial(out), log)
+        found = dslib.search(network, loaded, sites, costs, config, _partial(out), log)
         processes.agreed(lambda: found.save(out))
+        processes.agreed(lambda: keep_record("search", out, config, {}, next(network.parameters()).device))
         processes.agreed(lambda: remove_state(_partial(out)))
     log.say(f"{found.frame.to_string()}\n{found.mask(given['k'])!r}")
     processes.finish()
@@ -180,41 +185,48 @@ def shrink_command(
 @log_options
 @click.option("--teacher", type=Path, help="Recipe of the unshrunk network.")
 @click.option("--teacher-weights", help="Or its weights: default, or a file.")
+@trust_option
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
 def finetune_command(
     recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, teacher: Path | None,
-    teacher_weights: str | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
+    teacher_weights: str | None, trust: str | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
 ) -> None:  # fmt: skip
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
     import torch
 
     import dslib
 
-    small, loaded, where, found = of_recipe(recipe, data, image_size, skip_corrupt, device)
+    log, form = log_for(curves, tensorboard), {"memory_format": torch.channels_last}
+    small, loaded, where, found = of_recipe(recipe, data, image_size, skip_corrupt, device, trust)
     guide = None
     if teacher is not None:
-        guide = dslib.load(teacher)[0]
+        guide, of_guide = dslib.load(teacher, trust)
+        check_classes(teacher, of_guide, data, loaded)
     elif teacher_weights is not None:
         guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model
-    log, form = Log(curves, tensorboard, click.echo), {"memory_format": torch.channels_last}
     with claimed(out):
         guide = guide if guide is None else guide.to(where, **form)
-        done = dslib.finetune(small.to(where, **form), loaded, guide, dslib.Finetune(**given), _partial(out), log)
+        config = dslib.Finetune(**given)
+        done = dslib.finetune(small.to(where, **form), loaded, guide, config, _partial(out), log)
+        accuracy = dslib.evaluate(done.model, loaded.val)
+        values = {"accuracy": accuracy, "history": done.history}
         processes.agreed(lambda: dslib.save(out, done.model, found))
+        processes.agreed(lambda: keep_record("finetune", out, config, values, where))
         processes.agreed(lambda: remove_state(_partial(out)))
-    log.say(f"accuracy {dslib.evaluate(done.model, loaded.val):.2%}; written: {out}")
+    log.say(f"accuracy {accuracy:.2%}; written: {out}")
     processes.finish()
 
 
 @app.command("merge")
 @click.argument("recipe", type=Path)
 @click.option("--border-size", type=int, help="Shrunk with --no-hoist: a bias per position, for this image size only.")
+@trust_option
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
-def merge_command(recipe: Path, border_size: int | None, out: Path) -> None:
+def merge_command(recipe: Path, border_size: int | None, trust: str | None, out: Path) -> None:
     """Stage 3: merge every removed site of a shrunk network (RECIPE) into one convolution."""
     import dslib
 
-    small, found = dslib.load(recipe)
+    small, found = dslib.load(recipe, trust)
     merged, written = found.merge_into(small, border_size=border_size)
     click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
 
@@ -222,12 +234,13 @@ def merge_command(recipe: Path, border_size: int | None, out: Path) -> None:
 @app.command("export")
 @click.argument("recipe", type=Path)
 @click.option("--image-size", type=int, help="Side in pixels; default the recipe's.")
+@trust_option
 @click.option("--out", type=Path, required=True, help="File to write: .onnx (opset 18, one file) or .pt2.")
-def export_command(recipe: Path, image_size: int | None, out: Path) -> None:
+def export_command(recipe: Path, image_size: int | None, trust: str | None, out: Path) -> None:
     """Write a network (RECIPE) for other programs to run; the file is loaded again and compared first."""
     import dslib
 
-    network, found = dslib.load(recipe)
+    network, found = dslib.load(recipe, trust)
     click.echo(f"written: {dslib.export(network, out, image_size or found.image_size)}")
 
 

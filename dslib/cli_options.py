@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .errors import BadConfig, BadModel
+from .errors import BadConfig, BadModel, require
+from .records import Record, commit
 from .runtimes import RUNTIMES
+from .watching import Log
 
 if TYPE_CHECKING:
-    from .records import Record
+    from .datasets import Data
+    from .recipes import Recipe
 
 Command = Callable[..., Any]
 TYPES = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str, "bool": bool}
@@ -74,6 +79,7 @@ single_option = click.option("--single/--no-single", help="Activations outside b
 runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
 # where no data says it
 image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
+trust_option = click.option("--trust", metavar="PACKAGE.MODULE:FUNCTION", help="Your own code that recipes may call.")
 tensorboard_option = click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
 log_options = all_of(
     click.option("--curves", "curves", type=Path, help="Folder for a .csv of the training, one row an epoch."),
@@ -131,7 +137,7 @@ def trained_network(
 
 
 def of_recipe(
-    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str
+    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, trust: str | None
 ) -> tuple[Any, Any, Any, Any]:
     """A recipe's network, the data, the device, and the recipe; data of other classes are refused."""
     import dslib
@@ -139,13 +145,33 @@ def of_recipe(
     from dslib.devices import pick_device
 
     where = processes.start(pick_device(device))
-    network, found = dslib.load(recipe)
+    network, found = dslib.load(recipe, trust)
     loaded = processes.in_turns(lambda: dslib.load_data(data, image_size or found.image_size, skip_corrupt))
+    check_classes(recipe, found, data, loaded)
+    return network, loaded, where, found
+
+
+def check_classes(recipe: Path, found: Recipe, data: str, loaded: Data) -> None:
+    """Raise `BadModel` unless a recipe's network is for the data's classes."""
     if loaded.classes != found.classes:
         first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
         raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
                        f"({second}, ...): give the data that it was made for")  # fmt: skip
-    return network, loaded, where, found
+
+
+def log_for(curves: Path | None, tensorboard: bool) -> Log:
+    """Where a training of one stage tells how it goes."""
+    require(curves is not None or not tensorboard, "--tensorboard: expected --curves too, a folder for them")
+    return Log(curves, tensorboard, click.echo)
+
+
+def keep_record(name: str, out: Path, config: Any, values: dict[str, Any], device: Any) -> None:
+    """Write <out>.record.json beside what a training made: command, settings, history, machine."""
+    from .devices import this_machine
+
+    command = shlex.join(["dslib", *sys.argv[1:]])
+    record = Record(name, command, asdict(config), values, this_machine(device), commit())
+    record.save(out.with_name(f"{out.name.removesuffix('.json')}.record.json"))
 
 
 def write_record(record: Record, out: Path | None) -> None:

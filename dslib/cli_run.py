@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from .cli_options import data_options, network_options, of_recipe, parse_options, settings, tensorboard_option
+from .cli_options import (
+    data_options,
+    network_options,
+    of_recipe,
+    parse_options,
+    settings,
+    tensorboard_option,
+    trust_option,
+)
 from .errors import BadConfig, require
 from .finetuning import Finetune
 from .records import as_options, read_json
@@ -33,6 +41,9 @@ def _from_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     if path is None:
         return
     found = read_json(path)
+    for name in (*STAGES, "options"):
+        part = found.get(name) or {}
+        require(isinstance(part, dict), f"{path}: {name}: expected settings by name, found {part!r}")
     flat = {key: value for key, value in found.items() if key not in (*STAGES, "options")}
     flat["options"] = as_options(found.get("options"))
     for stage in STAGES:
@@ -97,15 +108,16 @@ def run_command(
 @click.command("eval")
 @click.argument("recipe", type=Path)
 @data_options
-@click.option("--batch-size", default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@trust_option
 def eval_command(
-    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, batch_size: int
+    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, batch_size: int, trust: str | None
 ) -> None:
     """Accuracy of a network (RECIPE, from any other command) on a dataset's validation split."""
     import dslib
     from dslib import processes
 
-    network, loaded, where = of_recipe(recipe, data, image_size, skip_corrupt, device)[:3]
+    network, loaded, where = of_recipe(recipe, data, image_size, skip_corrupt, device, trust)[:3]
     logits = dslib.evaluating.predict(network.to(where), loaded.val, batch_size)
     accuracy = dslib.evaluating.top1(logits, loaded.val)
     loss = dslib.evaluating.loss_of(logits, loaded.val)

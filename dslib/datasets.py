@@ -234,7 +234,7 @@ def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
 
 
 def _drop_corrupt(folder: ImageFolder) -> None:
-    """Look at every file's header and leave out, in place, those that are no image."""
+    """Decode every file and leave out, in place, those that are no whole image."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         whole = list(pool.map(lambda sample: _is_image(sample[0]), folder.samples))
     _report_corrupt(folder, whole, skip_corrupt=True)
@@ -276,9 +276,10 @@ def _is_image(path: str) -> bool:
 
     try:
         with Image.open(path) as image:
-            image.verify()
+            image.draft(None, (1, 1))  # a JPEG is read to its end all the same, an eighth as large
+            image.load()
         return True
-    except Exception:  # verify raises many kinds
+    except Exception:  # Pillow raises many kinds
         return False
 
 

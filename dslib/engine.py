@@ -40,9 +40,10 @@ class Engine:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         settings: dict[str, Any] = {"devices": [device.index or 0] if device.type == "cuda" else 1}
         if processes.count() > 1:
+            slopes = any(isinstance(m, nn.PReLU) for m in model.modules())  # no gradient where a gate is closed
             nodes, local = (int(os.environ.get(f"{kind}_WORLD_SIZE", usual))
                             for kind, usual in (("GROUP", 1), ("LOCAL", processes.count())))  # fmt: skip
-            settings = {"devices": local, "num_nodes": nodes, "strategy": DDPStrategy()}
+            settings = {"devices": local, "num_nodes": nodes, "strategy": DDPStrategy(find_unused_parameters=slopes)}
         self._fabric = Fabric(accelerator=device.type, precision=PRECISIONS[precision], **settings)  # type: ignore[arg-type]
         self._fabric.launch()
         network: Any = torch.compile(model) if compiled else model

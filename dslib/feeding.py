@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from . import processes
 from .augmenting import chance_of, draws, erased, mixed, rand_augment
 from .datasets import Data
-from .errors import BadConfig, BadData, require
+from .errors import BadConfig, require
 from .schedules import Train
-from .splits import Batch, FolderSplit, Split, check_batch_size, deaf, normalise
+from .splits import Batch, FolderSplit, Split, Told, check_batch_size, collated, deaf, normalise, whole
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
@@ -86,17 +86,15 @@ class Feed:
         split, config = self.split, self.config
         assert isinstance(split, FolderSplit)
         policy = rand_augment(config.rand_augment) if config.augment and config.rand_augment else None
-        files = _Files(split.folder, split.augment if config.augment else split.resize, policy, config.seed, epoch)
+        crop = split.augment if config.augment else split.resize
+        files = Told(_Files(split.folder, crop, policy, config.seed, epoch))
         workers = split.workers if config.workers is None else config.workers
         if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
             workers = 0
         loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=deaf,
-                            collate_fn=_collated, generator=torch.Generator(),
+                            collate_fn=collated, generator=torch.Generator(),
                             pin_memory=self.device.type == "cuda")  # fmt: skip
-        for found in loader:
-            if isinstance(found, str):
-                raise BadData(found)
-            yield found
+        yield from whole(loader)
 
     def _finished(self, epoch: int, chosen: Tensor, images: Tensor, labels: Tensor) -> Batch:
         """On the device, normalised, erased, mixed."""
@@ -137,7 +135,7 @@ def _one_by_one(images: Tensor, policy: Any, seed: int, epoch: int, chosen: Tens
 
 @dataclass
 class _Files(Dataset[Any]):
-    """Images of a folder, cropped and augmented each by its own chance; what cannot be read is a text that says so."""
+    """Images of a folder, cropped and augmented each by its own chance."""
 
     folder: ImageFolder
     crop: Any
@@ -145,24 +143,16 @@ class _Files(Dataset[Any]):
     seed: int
     epoch: int
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         path, label = self.folder.samples[index]
-        try:
-            image = self.folder.loader(path)
-        except BadData as error:  # raised in a worker, it would come with pages of traceback
-            return str(error)
+        image = self.folder.loader(path)
         with chance_of(self.seed, self.epoch, index):
             cropped = self.crop(pil_to_tensor(image))
             if self.policy is not None:
                 cropped = pil_to_tensor(self.policy(to_pil_image(cropped)))
             return cropped, label
-
-
-def _collated(found: list[Any]) -> Any:
-    broken = next((one for one in found if isinstance(one, str)), None)
-    if broken is not None:
-        return broken
-    images, labels = zip(*found, strict=True)
-    return torch.stack(images), torch.tensor(labels)

@@ -83,7 +83,8 @@ def finetune(
         log: where to tell how it goes.
     Raises:
         BadModel: if the teacher does no better than chance: its head was never trained for these classes.
-        BadConfig: for `features` without a teacher, or of a network without shrunk blocks.
+        BadConfig: for `features` without a teacher, or of a network without shrunk blocks; BadModel: with another
+            network's teacher.
     Source: Fu et al., ICML 2022, stage 2; self-distillation and its weights as in the released settings.
     """
     config = config or Finetune()
@@ -96,6 +97,10 @@ def finetune(
     names = list(shrunk_blocks(student)) if config.features else []
     require(not config.features or (teacher is not None and bool(names)),
             "features: expected a teacher, and a network from shrink or fade")  # fmt: skip
+    known = dict(teacher.named_modules()) if teacher is not None else {}
+    strange = [name for name in names if name not in known]
+    require(not strange, f"features: the teacher has no {', '.join(strange[:3])}: give the network that was shrunk",
+            BadModel)  # fmt: skip
     own = Maps(student, names)
     guide = Maps(teacher, names) if teacher is not None else own
 
@@ -155,6 +160,8 @@ def feature_distance(student: nn.Module, own: Mapping[str, Tensor], target: Mapp
         block = student.get_submodule(name)
         if BOUNDARY in dict(block.named_children()):
             wanted = block.get_submodule(BOUNDARY)(wanted.clone())
+        require(found.shape == wanted.shape, f"features: {name} gives {tuple(found.shape)}, the teacher's "
+                f"{tuple(wanted.shape)}: give the network that was shrunk", BadModel)  # fmt: skip
         distances.append(F.mse_loss(found.float(), wanted.float()) / wanted.float().var().clamp(min=1e-6))
     return torch.stack(distances).mean()
 

@@ -1,6 +1,7 @@
 """Recipes: a small JSON file from which a shrunk or merged network is rebuilt, beside its weights.
 
-No code is stored and none is run: the recipe names the model's function, the weights are safetensors.
+No code is stored: the recipe names the model's function, the weights are safetensors. A function of torchvision or timm
+is called as it is; any other only if whoever loads the recipe names it too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import nn
 
 from . import records
 from .checkpoints import load_tensors, save_tensors
-from .errors import BadConfig, BadRecord, require
+from .errors import BadConfig, BadModel, BadRecord, require
 from .masks import Mask, Plan
 from .merging import Only, merge, unmerged
 from .models import load_model, load_weights
@@ -83,18 +84,24 @@ def save(path: Path | str, model: nn.Module, recipe: Recipe) -> Path:
     return records.write_json(_json(path), asdict(recipe))
 
 
-def load(path: Path | str) -> tuple[nn.Module, Recipe]:
+def load(path: Path | str, trust: str | None = None) -> tuple[nn.Module, Recipe]:
     """The network that `save` wrote, in eval, and its recipe.
 
     Args:
         path: of the recipe, with or without '.json'; the weights lie beside it.
+        trust: the 'package.module:function' that the recipe may import and call; without it only the functions of
+            torchvision and timm are.
     Raises:
-        BadRecord, BadModel: if either file is missing, damaged, or they do not fit.
+        BadRecord, BadModel: if either file is missing, damaged, or they do not fit; or if the recipe is of a function
+            that is not trusted.
     """
     path = _stem(path)
     found = records.read_json(_json(path))
     try:
         recipe = Recipe(**{key: _tuples(value) for key, value in found.items()})
+        own = str(recipe.model)
+        require(":" not in own or own == trust, f"{_json(path)} would import and call {own}: if that is your own code, "
+                f"give --trust {own} (in Python trust={own!r})", BadModel)  # fmt: skip
         model = recipe.build()
     except (AttributeError, TypeError, ValueError) as error:
         raise BadRecord(f"{_json(path)} is not a recipe: {error}") from error

@@ -120,7 +120,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
     tune_allocator()
     torch.manual_seed(config.seed)
     data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
-    stage = Stages(out, log.say)
+    stage = Stages(out, log.say, config.model)
     model, recipe = stage.network("original", lambda: _original(config, data, device, out, log), together=True)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(model, data.image_size, config.single)
@@ -219,7 +219,8 @@ def pretrain(
 def _claim(out: Path, config: Run) -> None:
     """Write the settings into `out`, or check that those there are the same (unless that run did nothing yet)."""
     path, own = out / "config.json", asdict(config)
-    others = [found for found in out.iterdir() if found.name not in (path.name, ".lock")] if out.is_dir() else []
+    mine = (path.name, ".lock", f".{path.name}.")  # the last begins what a kill left of its first write
+    others = [found for found in out.iterdir() if not found.name.startswith(mine)] if out.is_dir() else []
     if others and not path.exists():
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
     if others:

@@ -6,12 +6,13 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .errors import BadConfig, BadData
 
@@ -79,10 +80,11 @@ class FolderSplit:
         """As `Split.batches`, decoding in worker processes."""
         from torch.utils.data import DataLoader, Subset
 
-        folder = _with_transform(self.folder, self.resize)
-        chosen = Subset(folder, range(len(self)) if order is None else order.tolist())
+        told = Told(_with_transform(self.folder, self.resize))
+        chosen = Subset(told, range(len(self)) if order is None else order.tolist())
         workers = 0 if "openvino" in sys.modules else self.workers  # after OpenVINO ran, forking a worker can crash
-        for images, labels in DataLoader(chosen, batch_size, num_workers=workers, worker_init_fn=deaf):
+        loader = DataLoader(chosen, batch_size, num_workers=workers, worker_init_fn=deaf, collate_fn=collated)
+        for images, labels in whole(loader):
             yield normalise(images), labels
 
     def first(self, count: int, seed: int = 0) -> Split:
@@ -91,6 +93,45 @@ class FolderSplit:
         folder = _with_transform(self.folder, self.resize)
         images = torch.stack([folder[int(i)][0] for i in order])
         return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+
+
+class Told(Dataset[Any]):
+    """A dataset of which an image that cannot be read is a text that says so.
+
+    Raised in a worker process, an error would come with pages of traceback.
+
+    Args:
+        images: index -> image and label; raises BadData.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self._images[index]
+        except BadData as error:
+            return str(error)
+
+
+def collated(found: list[Any]) -> Any:
+    """A batch of a `Told` dataset; or the first text in it."""
+    broken = next((one for one in found if isinstance(one, str)), None)
+    if broken is not None:
+        return broken
+    images, labels = zip(*found, strict=True)
+    return torch.stack(images), torch.tensor(labels)
+
+
+def whole(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Batches from `collated`, in the process that asked for them; raises BadData for a text."""
+    for found in batches:
+        if isinstance(found, str):
+            raise BadData(found)
+        yield found
 
 
 def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,10 +22,11 @@ class Stages:
     Args:
         out: the folder.
         echo: is told of every stage.
+        model: name of the network that they are of.
     """
 
-    def __init__(self, out: Path, echo: Callable[[str], None]) -> None:
-        self.out, self.echo = out, echo
+    def __init__(self, out: Path, echo: Callable[[str], None], model: str) -> None:
+        self.out, self.echo, self._model = out, echo, model
 
     def file(self, name: str, load: Callable[[Path], Any], make: Callable[[], Any], together: bool = False) -> Any:
         """What `load` reads from <name>.json; made, and saved by its own `save`, if it is not there.
@@ -37,7 +39,8 @@ class Stages:
         self, name: str, make: Callable[[], tuple[nn.Module, Recipe]], together: bool = False
     ) -> tuple[nn.Module, Recipe]:
         """The same for a network and its recipe."""
-        model, recipe = self._once(name, recipes.load, make, lambda path, made: recipes.save(path, *made), together)
+        load = partial(recipes.load, trust=self._model)
+        model, recipe = self._once(name, load, make, lambda path, made: recipes.save(path, *made), together)
         return model.eval(), recipe
 
     def seconds(self) -> dict[str, float]:

@@ -21,7 +21,7 @@ from .errors import DslibError
 from .records import whole_file
 
 T = TypeVar("T")
-STALLED, WINDOW = 0.25, 20.0  # share of the time spent waiting for images, over so many seconds
+STALLED, WINDOW = 0.25, 20.0  # share of the time spent waiting for images, over so many seconds of training
 IMPATIENT = 3.0  # seconds
 
 
@@ -162,11 +162,11 @@ class Meter:
         self._bar = tqdm(total=images, initial=done, desc=title, unit="img", leave=False, disable=hidden)
         self._title, self._log, self._told, self._remedy = title, log, False, remedy
         self._began, self._images = time.perf_counter(), 0
-        self._window, self._waited = self._began, 0.0
+        self._since, self._seconds, self._waited = self._began, 0.0, 0.0
         self._left = images - done
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time that each but the first lets wait is counted."""
+        """An epoch's items; the time that each but the first lets wait is counted."""
         source, first = iter(items), True
         while True:
             asked = time.perf_counter()
@@ -174,8 +174,8 @@ class Meter:
                 item = next(source)
             except StopIteration:
                 return
-            if first:  # workers begin, and decode a whole batch each
-                first, self._window, self._waited = False, time.perf_counter(), 0.0
+            if first:  # before it was an evaluation; workers begin, and decode a whole batch each
+                first, self._since = False, time.perf_counter()
             else:
                 self._waited += time.perf_counter() - asked
             yield item
@@ -184,19 +184,21 @@ class Meter:
         """A step with so many images was done."""
         self._images += images
         self._bar.update(images)
-        seconds = time.perf_counter() - self._window
-        if seconds < WINDOW:
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
+        if self._seconds < WINDOW:
             return
-        if not self._told and self._waited > STALLED * seconds:
+        if not self._told and self._waited > STALLED * self._seconds:
             self._told = True
             message = (
-                f"warning: {self._title} waits for its images {self._waited / seconds:.0%} of the time: {self._remedy}"
+                f"warning: {self._title} waits for its images {self._waited / self._seconds:.0%} of the time: "
+                f"{self._remedy}"
             )
             if self._log.echo is None and processes.rank() == 0:
                 tqdm.write(message)
             else:
                 self._log.say(message)
-        self._window, self._waited = time.perf_counter(), 0.0
+        self._seconds, self._waited = 0.0, 0.0
 
     def told(self, epochs: int, row: dict[str, Any]) -> str:
         """An epoch in one line: its numbers, images per second (evaluation included), minutes to the end."""

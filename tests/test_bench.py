@@ -251,7 +251,7 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     rows = {row["network"]: row for row in record.values["rows"]}
     assert {name: len(row["removed"]) for name, row in rows.items()} == {"original": 0, "k1": 2, "k2": 1}
     assert [row["network"] for row in record.values["timings"]] == ["original", "k1", "k2", networks.DENSE]
-    stored, _ = dslib.load(tmp_path / "original")
+    stored, _ = dslib.load(tmp_path / "original", "conftest:wide")
     assert torch.equal(stored.state_dict()["0.0.weight"], trained.state_dict()["0.0.weight"].half().float())
     assert rows["original"]["accuracy"] == dslib.evaluate(stored, digits.val)
     monkeypatch.setattr(networks, "calibrate", None)  # all stand

@@ -174,6 +174,16 @@ def test_a_second_process_of_other_settings_is_refused_before_the_first_row(tmp_
         Rows(Record("x", "x", {"seconds": 2}, {}, {}, "c"), tmp_path / "x.json", shared=True)
 
 
+def test_a_record_that_is_not_shared_is_written_by_one_process(tmp_path):
+    blank = Record("x", "x", {}, {}, {}, "c")
+    first = Rows(blank, tmp_path / "x.json")
+    with pytest.raises(BadConfig, match=r"x\.json is being written by another run: wait for it, or"):
+        Rows(blank, tmp_path / "x.json")
+    first.add({"a": 1}, dict)
+    del first
+    assert Rows(blank, tmp_path / "x.json").find({"a": 1})
+
+
 def test_a_row_that_another_process_makes_is_not_claimed(tmp_path):
     out = tmp_path / "x.json"
     one, other = (Rows(Record("x", "x", {}, {}, {}, "c"), out, shared=True) for _ in range(2))

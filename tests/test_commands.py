@@ -15,6 +15,9 @@ from dslib.cli_bench import bench
 from dslib.errors import BadConfig
 from dslib.records import Record
 
+OURS = "conftest:Tiny"  # what recipes are trusted to call
+TRUST = ("--trust", OURS)
+
 
 def test_the_stages_one_by_one(tmp_path, npz):
     status, _, err = call("run", *MODEL, "--data", npz, "--k", "2", "--out", "r", *SHORT, cwd=tmp_path)
@@ -30,8 +33,9 @@ def test_the_stages_one_by_one(tmp_path, npz):
          "--out", "s.json"),
         ("shrink", *trained, "--data", npz, "--search", "s.json", "--k", "1", "--boundary", "ReLU6",
          "--out", "small.json"),
-        ("finetune", "small.json", "--data", npz, *short, "--teacher", "r/original.json", "--out", "done.json"),
-        ("merge", "done.json", "--out", "merged.json"),
+        ("finetune", "small.json", "--data", npz, *short, "--teacher", "r/original.json", "--out", "done.json",
+         *TRUST),
+        ("merge", "done.json", "--out", "merged.json", *TRUST),
     ]  # fmt: skip
     dslib.Mask({f"blocks.{i}": i == 1 for i in range(3)}).save(tmp_path / "mask.json")
     outs = []
@@ -48,7 +52,12 @@ def test_the_stages_one_by_one(tmp_path, npz):
     assert "removed: " in outs[4]
     assert "accuracy" in outs[5]
     assert "merged 2 sites" in outs[6]
-    merged, recipe = dslib.load(tmp_path / "merged.json")
+    records = {name: Record.load(tmp_path / f"{name}.record.json") for name in ("s", "done")}
+    assert [record.name for record in records.values()] == ["search", "finetune"]
+    assert records["s"].config["k"] == records["s"].config["epochs"] == 1
+    assert records["done"].command.startswith("dslib finetune small.json --data ")
+    assert f"accuracy {records['done'].values['accuracy']:.2%}" in outs[5]
+    merged, recipe = dslib.load(tmp_path / "merged.json", OURS)
     assert not dslib.unmerged(merged)
     assert len(recipe.merged) == 2
 
@@ -61,8 +70,12 @@ def test_a_function_in_the_current_folder_and_other_classes(tmp_path, npz, refus
     words = ("--model", "mynet:net", "--weights", weights, "--data", npz, "--mask", "m.json", "--out", "s.json")
     dslib.Mask({f"blocks.{i}": i == 1 for i in range(3)}).save(tmp_path / "m.json")
     assert call("shrink", *words, cwd=tmp_path)[0] == 0
-    line = refused("finetune", "s.json", "--data", "digits", "--out", "d.json")
+    finetune = ("finetune", "s.json", "--data", "digits", "--out", "d.json")
+    line = refused(*finetune, "--trust", "mynet:net")
     assert "is for 2 classes (0, 1, ...), digits has 10" in line
+    for other in ((), TRUST):
+        line = refused(*finetune, *other)
+        assert "s.json would import and call mynet:net: if that is your own code, give --trust mynet:net" in line
 
 
 def test_plans_borders_and_export_on_the_command_line(tmp_path, npz, refused):
@@ -75,25 +88,27 @@ def test_plans_borders_and_export_on_the_command_line(tmp_path, npz, refused):
     mask.save(tmp_path / "mask.json")
     steps = [
         ("shrink", *trained, "--plan", "plan.json", "--out", "run.json"),
-        ("merge", "run.json", "--out", "run_merged.json"),
+        ("merge", "run.json", "--out", "run_merged.json", *TRUST),
         ("shrink", *trained, "--mask", "mask.json", "--no-hoist", "--out", "kept.json"),
-        ("merge", "kept.json", "--out", "ones.json"),
-        ("merge", "kept.json", "--border-size", "16", "--out", "bias.json"),
-        ("export", "bias.json", "--out", "bias.onnx"),
+        ("merge", "kept.json", "--out", "ones.json", *TRUST),
+        ("merge", "kept.json", "--border-size", "16", "--out", "bias.json", *TRUST),
+        ("export", "bias.json", "--out", "bias.onnx", *TRUST),
         ("bench", "merge", "--cases", "3", "--out", "fuzz.json"),
     ]  # fmt: skip
     outs = [call(*words, cwd=tmp_path) for words in steps]
     assert [status for status, _, _ in outs] == [0] * len(steps), outs
     assert "merged 2 sites" in outs[1][1]
     assert "3 cases, 0 failures" in outs[6][1]
-    nets = {name: dslib.load(tmp_path / f"{name}.json")[0] for name in ("run", "run_merged", "kept", "ones", "bias")}
+    nets = {
+        name: dslib.load(tmp_path / f"{name}.json", OURS)[0] for name in ("run", "run_merged", "kept", "ones", "bias")
+    }
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(nets["run_merged"](x), nets["run"](x))
         torch.testing.assert_close(nets["ones"](x), nets["kept"](x))
         torch.testing.assert_close(nets["bias"](x), nets["kept"](x))
     assert (tmp_path / "bias.onnx").stat().st_size > 0
-    assert "ending in .onnx or .pt2" in refused("export", "bias.json", "--out", "x.tflite")
+    assert "ending in .onnx or .pt2" in refused("export", "bias.json", "--out", "x.tflite", *TRUST)
     assert "--cases: expected 1 or more" in refused("bench", "merge", "--cases", "0")
     (tmp_path / "wrong.json").write_text('{"mask": {"blocks.0": true}, "runs": [["blocks.0", "blocks.1"]]}')
     assert "kept or unknown: blocks.0, blocks.1" in refused(
@@ -121,6 +136,9 @@ def test_bad_input_is_one_line(tmp_path, npz, refused):
     )
     assert "is not trained for the 2 classes" in refused("search", *MODEL, "--data", npz, "--out", "s.json")
     assert "no file" in refused("merge", "nowhere.json", "--out", "m.json")
+    searching = ("search", *MODEL, "--data", npz, "--k", "1", "--out", "s.json", "--tensorboard")
+    assert "--tensorboard: expected --curves too" in refused(*searching)
+    assert "0 is not in the range" in refused("eval", "r.json", "--data", npz, "--batch-size", "0")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     other = tuple("full" if word == "r" else word for word in run)

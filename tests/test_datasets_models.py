@@ -111,6 +111,11 @@ def test_corrupt_images_in_large_folders(photos, monkeypatch, capsys):
         dslib.load_data(str(photos), 24).train.first(6)
     assert len(dslib.load_data(str(photos), 24, skip_corrupt=True).train.first(6)) == 5
     assert "left out" in capsys.readouterr().out
+    whole, cut = (broken.with_name(f"{name}.jpg") for name in ("whole", "cut"))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(whole)
+    cut.write_bytes(whole.read_bytes()[:-200])  # its header is whole
+    assert len(dslib.load_data(str(photos), 24, skip_corrupt=True).train) == 6
+    assert "cut.jpg" in capsys.readouterr().out
 
 
 def test_an_empty_class_folder(photos):

@@ -19,7 +19,7 @@ from dslib.expanding import Boost, boost
 from dslib.feeding import Feed
 from dslib.running import pretrain
 from dslib.schedules import Train
-from dslib.training import train
+from dslib.training import cross_entropy, train
 from dslib.watching import Log
 
 CONFIG = Train(epochs=1, batch_size=32)
@@ -179,6 +179,10 @@ def test_a_file_that_breaks_later_is_one_line_from_a_worker(folder):
     with pytest.raises(BadData, match=r"3\.png cannot be read") as raised:
         images_of(Feed(data, Train(epochs=1, batch_size=4, workers=2), CPU))
     assert len(str(raised.value).splitlines()) == 1
+    (folder / "val" / "a" / "1.png").write_bytes(b"no image")
+    with pytest.raises(BadData, match=r"1\.png cannot be read") as raised:
+        dslib.evaluate(Tiny(2), replace(data.val, workers=2))
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_a_slow_disk_is_told_with_the_remedy(folder, monkeypatch):
@@ -196,6 +200,22 @@ def test_a_slow_disk_is_told_with_the_remedy(folder, monkeypatch):
     (warning,) = [line for line in said if line.startswith("warning")]
     assert "waits for its images" in warning
     assert "raise --workers" in warning
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.0])
+def test_a_stall_of_a_thousand_images_is_told_though_epochs_are_short(digits, monkeypatch, seconds):
+    monkeypatch.setattr("dslib.watching.WINDOW", 1.5)
+    images, said = digits.train.images.repeat(6, 1, 1, 1), []
+
+    def stalling(given, _):
+        time.sleep(seconds)
+        return given
+
+    split = replace(digits.train, images=images[:200], labels=digits.train.labels.repeat(2)[:200], augment=stalling)
+    config = Train(epochs=5, batch_size=20)  # a thousand images, half a second of stall an epoch
+    train(Tiny(10), replace(digits, train=split), cross_entropy(), config, log=Log(echo=said.append),
+          after_epoch=lambda _: time.sleep(0.2) or {})  # fmt: skip
+    assert any("waits for its images" in line for line in said) == (seconds > 0)
 
 
 def test_imagenet_is_known_by_its_classes_whatever_its_folder_is_called(tmp_path, monkeypatch):

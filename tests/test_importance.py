@@ -180,7 +180,7 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
     out = command(*words, "--ranking", "ranking.json", "--no-refit")
     assert "k=1 of 3" in out
     assert "agrees with the original on" in out
-    model, recipe = dslib.load(tmp_path / "net.json")
+    model, recipe = dslib.load(tmp_path / "net.json", "conftest:Tiny")
     assert len(recipe.merged) == 2
     assert not dslib.unmerged(model)
     assert Found.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
@@ -208,7 +208,7 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
     dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
     out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
     assert "accuracy" in out
-    assert dslib.load(tmp_path / "net.json")[1].classes == tuple("0123456789")
+    assert dslib.load(tmp_path / "net.json", "conftest:Tiny")[1].classes == tuple("0123456789")
     mask = dslib.Mask.load(tmp_path / "mask.json")
     monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (1.5, 1.4, 1.6)))
     out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
@@ -228,7 +228,7 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
     assert "says nothing of whole blocks: remove it, to rank anew" in capsys.readouterr().err
     monkeypatch.setattr("dslib.cli_calibrate.droppable", lambda *_: ())
     assert "ranking: taken from" in command(*words, "--drop")  # there is nothing to be said
-    assert dslib.Mask(dslib.load(tmp_path / "fast.json")[1].mask) == mask
+    assert dslib.Mask(dslib.load(tmp_path / "fast.json", "conftest:Tiny")[1].mask) == mask
     for words in (
         ("--images", "digits"),
         ("--images", "digits", "--k", 1, "--speedup", 2),
@@ -245,7 +245,7 @@ def test_a_plan_that_drops_a_block_is_calibrated(tmp_path, command):
     mask = dslib.find_sites(Tiny(), 32).mask(["blocks.1"])
     dslib.Plan(mask, dropped=["blocks.2"]).save(tmp_path / "plan.json")
     command("--images", "digits", "--count", 128, "--plan", "plan.json", "--out", "net.json")
-    network, recipe = dslib.load(tmp_path / "net.json")
+    network, recipe = dslib.load(tmp_path / "net.json", "conftest:Tiny")
     assert (recipe.dropped, recipe.merged) == (("blocks.2",), ("blocks.0",))
     assert isinstance(network.blocks[2], nn.Identity)
 

@@ -14,7 +14,7 @@ import torch
 
 import dslib
 from dslib import records
-from dslib.errors import BadConfig, BadRecord
+from dslib.errors import BadConfig, BadModel, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
 # Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
@@ -199,6 +199,17 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
     dslib.save(tmp_path / "whole.json", whole, whole_recipe)
     assert torch.equal(dslib.load(tmp_path / "whole.json")[0](x), merged(x))
     (tmp_path / "other.json").write_text('{"nothing": 1}')
+    code = {
+        "model": "os:system",
+        "classes": ["a", "b"],
+        "image_size": 32,
+        "options": {"command": f"touch {tmp_path}/x"},
+    }
+    records.write_json(tmp_path / "code.json", code)
+    for trust in (None, "os:popen"):
+        with pytest.raises(BadModel, match=r"code\.json would import and call os:system: if that is your own code"):
+            dslib.load(tmp_path / "code", trust)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(BadRecord, match="is not a recipe"):
         dslib.load(tmp_path / "other")
     for name in ("Linear", "GLU", "MultiheadAttention", "Threshold"):

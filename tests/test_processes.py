@@ -111,6 +111,48 @@ def test_with_frozen_statistics_they_train_as_one_batch_and_evaluate_alike(tmp_p
     assert same["logits"].shape == (90, 10)
 
 
+SEARCH = """
+import sys
+sys.path.insert(0, {tests!r})
+from dataclasses import replace
+from pathlib import Path
+import torch
+from torch import nn
+from conftest import Block, Tiny
+import dslib
+from dslib import processes
+
+class Sloped(Block):
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.one, self.two = nn.PReLU(), nn.PReLU()
+
+    def forward(self, x):
+        return self.bn3(self.project(self.two(self.bn2(self.depthwise(self.one(self.bn1(self.expand(x))))))))
+
+processes.start(torch.device("cpu"))
+model, data = Tiny(), dslib.load_data("digits", 16)
+model.blocks = nn.Sequential(Sloped(), Sloped(4, 8, 6), Sloped(6, 8, 6))
+data = replace(data, train=data.train.first(192), val=data.val.first(32))
+config = dslib.Search(k=1, epochs=1, batch_size=32, anneal=0.0)
+found = dslib.search(model, data, dslib.find_sites(model, 16), config=config)
+if processes.rank() == 0:
+    found.save(Path(sys.argv[1]))
+processes.finish()
+"""
+
+
+def test_two_processes_search_a_network_whose_activations_have_weights(tmp_path):
+    """A closed gate leaves a slope without gradient, which the processes must not wait for."""
+    script, out = tmp_path / "search.py", tmp_path / "found.json"
+    script.write_text(SEARCH.format(tests=str(ROOT / "tests")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([TORCHRUN, "--standalone", "--nproc-per-node", "2", script, out], env=environment,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert dslib.Found.load(out).mask(1).k == 1
+
+
 @pytest.mark.parametrize("then", [2, 1])
 def test_processes_stopped_in_the_middle_of_an_epoch_go_on_as_two_or_one(tmp_path, then):
     settings = BASE | {"freeze_batchnorm": True, "lr": 0.05}

@@ -53,8 +53,8 @@ def test_run_from_a_calibrated_network(tmp_path, npz, refused):
     assert len(record.values["merged"]) == 2
     assert record.values["networks"]["merged"]["accuracy"] > 0.8
     assert {"calibrated", "shrunk", "merged"} <= set(record.values["seconds"])
-    start, recipe = dslib.load(tmp_path / "r" / "calibrated.json")
-    merged, last = dslib.load(tmp_path / "r" / "merged.json")
+    start, recipe = dslib.load(tmp_path / "r" / "calibrated.json", "conftest:Tiny")
+    merged, last = dslib.load(tmp_path / "r" / "merged.json", "conftest:Tiny")
     assert recipe == last
     weights = zip(start.parameters(), merged.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in weights)  # it was finetuned from there
@@ -113,6 +113,18 @@ def test_a_network_without_mergeable_site_is_refused_before_it_is_trained(tmp_pa
     assert time.monotonic() - started < 120
 
 
+def test_what_a_kill_left_of_the_first_write_is_no_run(tmp_path):
+    config = dslib.Run("mobilenet_v2", "digits", 8)
+    (tmp_path / ".config.123.partial.json").write_text("{")
+    dslib.running._claim(tmp_path, config)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_file_of_settings_that_is_none_is_one_line(tmp_path, refused):
+    (tmp_path / "c.json").write_text('{"search": "x"}')
+    assert "c.json: search: expected settings by name, found 'x'" in refused("run", "--config", "c.json")
+
+
 def test_a_records_command_repeats_the_run():
     config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
                        finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64, augment=False))  # fmt: skip
@@ -147,7 +159,7 @@ def test_a_runs_own_settings_repeat_it_and_a_dry_run_writes_nothing(tmp_path, np
     assert again == config
     first, second = (load_tensors(tmp_path / f / "original.safetensors")[0] for f in ("r", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    status, out, err = call("eval", "r/merged.json", "--data", npz, cwd=tmp_path)
+    status, out, err = call("eval", "r/merged.json", "--data", npz, "--trust", "conftest:Tiny", cwd=tmp_path)
     assert status == 0, err
     record = dslib.records.Record.load(tmp_path / "r" / "record.json")
     assert out.startswith(f"accuracy {record.values['networks']['merged']['accuracy']:.2%}, cross-entropy ")

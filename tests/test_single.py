@@ -94,7 +94,7 @@ def test_a_recipe_rebuilds_it(tiny, sites, tmp_path):
     small = dslib.shrink(tiny.float(), sites.mask(["blocks.0"]), image_size=32).eval()
     recipe = dslib.Recipe("conftest:Tiny", tuple("0123456789"), 32, mask=dict(sites.mask(["blocks.0"])))
     dslib.save(tmp_path / "small.json", small, recipe)
-    found = dslib.load(tmp_path / "small.json")[0].eval()
+    found = dslib.load(tmp_path / "small.json", "conftest:Tiny")[0].eval()
     assert isinstance(found.stem[2], nn.Identity)
     with torch.no_grad():
         torch.testing.assert_close(found(x), small(x))

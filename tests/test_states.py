@@ -67,6 +67,30 @@ def test_a_state_that_cannot_be_read_just_now_is_not_taken_for_damaged(tmp_path)
     assert before_last(path).exists()
 
 
+def test_an_error_of_the_system_destroys_no_state(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_state(path, ONE, {})
+    save_state(path, TWO, {})
+
+    def fails(*_, **__):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("safetensors.safe_open", fails)
+    with pytest.raises(BadConfig, match=r"x\.safetensors cannot be read \(Stale file handle\): mend that"):
+        load_state(path, anything)
+    monkeypatch.undo()
+    assert load_state(path, anything)[0].keys() == TWO.keys()
+    assert before_last(path).exists()
+
+
+def test_a_state_whose_checksum_has_lost_its_name_is_damaged(tmp_path, capsys):
+    path = tmp_path / "x.safetensors"
+    save_state(path, ONE, {})
+    path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"sha257"'))
+    assert load_state(path, anything) is None
+    assert "does not match its checksum" in capsys.readouterr().out
+
+
 def test_a_full_disk_leaves_the_last_state_whole(digits, tmp_path):
     path = tmp_path / "x.safetensors"
     start = Tiny()

@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import Tiny, cross_entropy, randomise_batchnorm
+from conftest import Tiny, cross_entropy, randomise_batchnorm, wide
 from torch import nn
 
 import dslib
 from dslib.augmenting import Shifts
 from dslib.engine import Average
-from dslib.errors import BadConfig, DslibError
+from dslib.errors import BadConfig, BadModel, DslibError
 from dslib.finetuning import Maps, feature_distance
 from dslib.schedules import Train
 from dslib.shrinking import set_fade
@@ -179,6 +179,19 @@ def test_features_and_the_teacher_in_mixed_precision(digits, monkeypatch):
     done = dslib.finetune(small, digits, teacher, config)
     assert math.isfinite(done.history[0]["loss"])
     assert torch.bfloat16 in seen
+
+
+def test_features_of_another_network_are_refused(digits, monkeypatch):
+    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
+    model = randomise_batchnorm(Tiny())
+    small = dslib.shrink(model, dslib.find_sites(model, 16).mask([]), None, 16)
+    config = dslib.Finetune(epochs=1, batch_size=32, features=1.0)
+    with pytest.raises(BadModel, match=r"features: the teacher has no blocks\.0, blocks\.1, blocks\.2: give"):
+        dslib.finetune(small, digits, wide(), config)
+    other = Tiny()
+    other.blocks[2] = nn.Sequential(nn.Conv2d(6, 8, 1), nn.Conv2d(8, 6, 1, 2))
+    with pytest.raises(BadModel, match=r"features: blocks\.2 gives \(32, 6, 4, 4\), the teacher's \(32, 6, 2, 2\)"):
+        dslib.finetune(small, digits, other, config)
 
 
 def test_features_are_compared_after_the_boundary_activation(digits, monkeypatch):

@@ -48,7 +48,7 @@ def record_ablation(
     Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is inferred, see data/paper/README.md.
     """
     require(mask in PAPER_KEPT, nearest("mask", mask, PAPER_KEPT), BadConfig)
-    require(seeds > 0, f"seeds: expected 1 or more, found {seeds}")
+    require(min(seeds, epochs) > 0, f"seeds, epochs: expected 1 or more, found {seeds} and {epochs}")
     loaded = load_data(data, image_size)
     settings = {"mask": mask, "model": model, "weights": weights, "model_option": as_options(options), "data": data,
                 "image_size": loaded.image_size, "epochs": epochs, "lr": lr, "batch_size": batch_size,

@@ -70,7 +70,7 @@ def record_networks(
     rows: list[dict[str, Any]] = []
     networks = {}
     for name in ("original", *(f"k{k}" for k in ks)):
-        networks[name], made = load(folder / name)
+        networks[name], made = load(folder / name, model)
         same = (made.model, made.classes, made.image_size) == (model, recipe.classes, image_size)
         require(same, f"{folder / name}.json is of {made.model} at {made.image_size} px: give another folder")
         removed = [] if made.mask is None else [site for site, on in made.mask.items() if not on]

@@ -49,6 +49,7 @@ def record_overhead(
     tune_allocator()
     loaded = load_data(data)
     split, steps = loaded.train, rounds + WARMUP + 1
+    require(isinstance(split, Split), f"data: expected images that fit into memory, {data} is read from disk")
     assert isinstance(split, Split)
     require(len(split) >= steps * batch_size, f"expected {steps} batches, found {len(split)} images in {data}")
     config = Train(epochs=1, lr=0.01, batch_size=batch_size, augment=False)

@@ -29,7 +29,8 @@ class Rows:
         hours: no row is begun after so many; those that are not are `missing`.
         shared: whether other processes of this machine may add rows to the file meanwhile, see `claimed`.
     Raises:
-        BadConfig: if the file is a record of other settings, or of another machine.
+        BadConfig: if the file is a record of other settings, or of another machine; or if another process writes it,
+            which it shares with none.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Rows:
         hours: float | None = None, shared: bool = False,
     ) -> None:  # fmt: skip
         self._locks = _locks(out) if shared and out is not None else None
+        self._own = _claimed(out) if not shared and out is not None else None  # until this object goes
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
         self._commit, self._idle = record.commit, idle
         self._began = time.time()
@@ -152,6 +154,17 @@ class Rows:
         """Read what others have added."""
         if self._locks is not None and self._out is not None and self._out.exists():
             self.record = Record.load(self._out)
+
+
+def _claimed(out: Path) -> FileLock:
+    """A claim to a whole record."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BadConfig(f"{out} is being written by another run: wait for it, or choose another --out") from error
+    return lock
 
 
 def _locks(out: Path) -> Path:
