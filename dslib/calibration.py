@@ -9,9 +9,8 @@ last convolution, which takes back some of the error. Ours; the paper starts fro
 from __future__ import annotations
 
 import copy
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import dropwhile, islice
 from typing import NamedTuple
@@ -43,6 +42,7 @@ from .stations import (
     shares,
     targets_at,
     values_at,
+    within_reach,
 )
 from .tracing import trace
 
@@ -214,7 +214,7 @@ def _open(
         original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
         conv = f"{names[0]}.conv"
         stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
-    tried = _within_reach(site_names(model=original), plan.mask.removed, config.reach) if config.refit else []
+    tried = within_reach(site_names(model=original), plan.mask.removed, config.reach) if config.refit else []
     for name in input_shapes(small, tried, first.shape[-1]):  # those called with one map alone
         try:
             traced = _traced(small, name)
@@ -238,20 +238,6 @@ def _open(
         require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
     changed = dropwhile(lambda name: name not in gone and not stations[name].removed, called)
     return [stations[name] for name in changed if name not in gone and called[name] == 1], kept
-
-
-def _within_reach(names: Sequence[str], removed: Sequence[str], reach: int | None) -> list[str]:
-    """Those of a network's blocks that are kept, and have at most `reach` kept ones between a removed one and them."""
-    prefixes = tuple(f"{name}." for name in removed)
-    found: list[str] = []
-    left: float = 0
-    for name in names:
-        if f"{name}.".startswith(prefixes):
-            left = math.inf if reach is None else reach
-        elif left > 0:
-            found.append(name)
-            left -= 1
-    return found
 
 
 def _folded(station: Station, network: nn.Module) -> Station:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -104,6 +105,20 @@ class Station:
         folded.bias += bias.to(folded.bias)
         conv.weight += (weight * factor[:, None, None, None]).to(conv.weight)
         shift += bias.to(shift)
+
+
+def within_reach(names: Sequence[str], removed: Sequence[str], reach: int | None) -> list[str]:
+    """Those of a network's blocks that are kept, and have at most `reach` kept ones between a removed one and them."""
+    prefixes = tuple(f"{name}." for name in removed)
+    found: list[str] = []
+    left: float = 0
+    for name in names:
+        if f"{name}.".startswith(prefixes):
+            left = math.inf if reach is None else reach
+        elif left > 0:
+            found.append(name)
+            left -= 1
+    return found
 
 
 def normalised_before(body: fx.GraphModule, last: Convolution) -> list[Convolution]:

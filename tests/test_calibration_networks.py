@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import Block, maps_after, photos, randomise_batchnorm, relative_norm
+from conftest import Block, build, maps_after, photos, randomise_batchnorm, relative_norm
 from torch import nn
 
 import dslib
@@ -51,6 +51,20 @@ class TwoMaps(Row):
     def forward(self, x):
         y = self.blocks[0](self.stem(x))
         return self.blocks[1](y, y)
+
+
+@torch.no_grad()
+def test_only_kept_blocks_within_reach_are_adjusted():
+    model, x = build("mobilenet_v2"), photos(32, 32)
+    names = dslib.find_sites(model, 32).names
+    mask = dslib.Mask({name: name not in (names[3], names[9]) for name in names})
+    done = calibrate(model, mask, x, Calibrate(reach=2)).model
+    before = model.state_dict()
+    changed = {name for name in names if mask[name] for key, value in done.state_dict().items()
+               if key.startswith(f"{name}.") and not torch.equal(value, before[key])}  # fmt: skip
+    assert changed == {names[4], names[5], names[10], names[11]}
+    with pytest.raises(BadConfig, match="reach: expected 1 or more, found 0"):
+        Calibrate(reach=0)
 
 
 class Two(Block):
