@@ -219,7 +219,7 @@ def pretrain(
 def _claim(out: Path, config: Run) -> None:
     """Write the settings into `out`, or check that those there are the same (unless that run did nothing yet)."""
     path, own = out / "config.json", asdict(config)
-    mine = (path.name, ".lock", f".{path.name}.")  # the last begins what a kill left of its first write
+    mine = (path.name, ".lock", f".{path.stem}.")  # the last begins what a kill left of its first write
     others = [found for found in out.iterdir() if not found.name.startswith(mine)] if out.is_dir() else []
     if others and not path.exists():
         raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
