@@ -163,7 +163,8 @@ def plan_bench(out: Path | None, **given: Any) -> None:
 @resumed_option
 def frontier_bench(options: tuple[str, ...], hours: float | None, out: Path | None, **given: Any) -> None:
     """Ours and its rivals within measured latencies, for the same time; begin it several times to share the points."""
-    from .bench.frontier import record_frontier, table
+    from .bench.frontier import record_frontier
+    from .bench.points import table
 
     record = record_frontier(Frontier(**given, options=parse_options(options)), hours, out, click.echo)
     click.echo(table(record).round(3).to_string())

@@ -13,7 +13,8 @@ from conftest import wide
 
 from dslib.baselines import METHODS, Budget, Pruned
 from dslib.bench import frontier
-from dslib.bench.frontier import Frontier, fastest, lead, record_frontier, table
+from dslib.bench.frontier import Frontier, record_frontier
+from dslib.bench.points import fastest, lead, table
 from dslib.bench.rows import Rows
 from dslib.cli_bench_search import frontier_bench
 from dslib.errors import BadConfig, BadModel, require
@@ -213,6 +214,7 @@ def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
     assert rows["ours"].tolist() == [100.0, 160.0]
     assert rows["others"].tolist() == [120.0, 120.0]
     assert rows["factor"].tolist() == pytest.approx([100 / 120, 160 / 120])
+    assert rows["spread"].tolist() == pytest.approx([0.0, 160 / 120 * (10 * 2**0.5) / 160])
     assert lead(found[:0], ["ours"], original=(100.0, 0.9)).empty
     assert lead(found[:1], ["ours"], (100.0, 0.7))["factor"].isna().all()  # there are no others
 
