@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import wide
+from filelock import FileLock, Timeout
 
 from dslib.baselines import METHODS, Budget, Pruned
 from dslib.bench import frontier
@@ -176,13 +177,17 @@ def test_a_second_process_of_other_settings_is_refused_before_the_first_row(tmp_
 
 
 def test_a_record_that_is_not_shared_is_written_by_one_process(tmp_path):
-    blank = Record("x", "x", {}, {}, {}, "c")
-    first = Rows(blank, tmp_path / "x.json")
+    blank, other = Record("x", "x", {}, {}, {}, "c"), FileLock(tmp_path / ".x.json.lock")
+    other.acquire()
     with pytest.raises(BadConfig, match=r"x\.json is being written by another run: wait for it, or"):
         Rows(blank, tmp_path / "x.json")
+    other.release()
+    first, again = (Rows(blank, tmp_path / "x.json") for _ in range(2))
     first.add({"a": 1}, dict)
-    del first
-    assert Rows(blank, tmp_path / "x.json").find({"a": 1})
+    with pytest.raises(Timeout):
+        other.acquire(blocking=False)
+    del first, again
+    other.acquire(blocking=False)
 
 
 def test_a_row_that_another_process_makes_is_not_claimed(tmp_path):

@@ -159,7 +159,7 @@ class Rows:
 def _claimed(out: Path) -> FileLock:
     """A claim to a whole record."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out.with_name(f".{out.name}.lock"))
+    lock = FileLock(out.with_name(f".{out.name}.lock"), is_singleton=True)  # this process may open it again
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
