@@ -20,7 +20,7 @@ from .cli_options import (
     weights_option,
     write_record,
 )
-from .runtimes import PRECISIONS
+from .runtimes import PRECISIONS, RUNTIMES
 
 
 @click.command("methods")
@@ -170,4 +170,16 @@ def frontier_bench(options: tuple[str, ...], hours: float | None, out: Path | No
     click.echo(table(record).round(3).to_string())
 
 
-SEARCH = (frontier_bench, methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)
+@click.command("retime")
+@click.argument("record", type=Path)
+@click.option("--runtime", type=click.Choice(list(RUNTIMES)), help="Default the record's.")
+@click.option("--device", help="Default the record's.")
+@click.option("--out", type=Path, required=True, help="Where to write the record with its new latencies (JSON).")
+def retime_bench(record: Path, runtime: str | None, device: str | None, out: Path) -> None:
+    """Latencies of a frontier's points (RECORD) once more, with nothing else running; or on another runtime."""
+    from .bench.retime import record_retimed
+
+    write_record(record_retimed(record, runtime, device, click.echo), out)
+
+
+SEARCH = (frontier_bench, retime_bench, methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)

@@ -15,6 +15,7 @@ from dslib import shrinking
 from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
 from dslib.baselines import budget as budget_module
 from dslib.baselines.budget import least
+from dslib.baselines.rebuilding import REBUILD, rebuilt
 from dslib.baselines.slim import Macs, Slim, find_groups
 from dslib.baselines.tuning import Clock
 from dslib.blocks import droppable
@@ -96,7 +97,16 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
     assert done.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert not done.model.training
     assert done.record["seconds"]["training"] > 0
-    assert json.loads(json.dumps(done.record))["history"]
+    found = json.loads(json.dumps(done.record))
+    assert found["history"]
+    again = rebuilt(method, model, 16, found)
+    if method in REBUILD:
+        shapes = [
+            {name: value.shape for name, value in network.state_dict().items()} for network in (again, done.model)
+        ]
+        assert shapes[0] == shapes[1]
+    else:
+        assert (again, method in ("magnitude", "taylor")) == (None, True)
     whole = ("uniform", "metapruning", "narrow-and-shrunk")  # which train what they end with from nothing
     assert ("pretraining" in done.record["seconds"]) == (not pretrained and method not in whole)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))

@@ -6,20 +6,18 @@ import time
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import wide
 from filelock import FileLock, Timeout
 
-from dslib.baselines import METHODS, Budget, Pruned
+from dslib.baselines import METHODS, Pruned
 from dslib.bench import frontier
 from dslib.bench.frontier import Frontier, record_frontier
 from dslib.bench.points import fastest, lead, table
 from dslib.bench.rows import Rows
 from dslib.cli_bench_search import frontier_bench
 from dslib.errors import BadConfig, BadModel, require
-from dslib.measuring import Timing
 from dslib.models import Loaded
 from dslib.records import Record
 from dslib.search_plots import means
@@ -77,27 +75,6 @@ def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
     assert len(calls) == before  # but the one that failed was tried again
     assert len(again.values["rows"]) == len(rows)
     assert sum(line.startswith("method half, speedup 9.0") for line in told) == 2
-
-
-def test_latencies_are_measured_once_more_when_all_is_made(small, tmp_path, monkeypatch):
-    asked, busy = [], iter([True, False])
-
-    def timing(budget, **networks):
-        if len(networks) == 2:
-            return Timing({name: np.ones(3) for name in networks}, 8, "cpu", "eager, float32")
-        asked.append((list(networks), budget.rounds))
-        slow = np.array([1.0, 1.0, 9.0]) if next(busy) else np.ones(3)
-        return Timing({"original": 4 * np.ones(3), "0": slow, "1": 2 * np.ones(3)}, 8, "cpu", "eager, float32")
-
-    monkeypatch.setattr(Budget, "timing", timing)
-    record = record_frontier(small, None, tmp_path / "f.json", lambda _: None)
-    assert asked == [(["original", "0", "1"], 3 * Budget(1.5, 16).rounds)] * 2  # the first time it was busy
-    points = [row for row in record.values["rows"] if row.get("speedup") == 1.2]
-    assert [(row["measured_speedup"], row["ms"], row["meets"], row["timing_busy"]) for row in points] == [
-        (4.0, 1.0, True, False), (2.0, 2.0, True, False)]  # fmt: skip
-    assert Record.load(tmp_path / "f.json").values == record.values
-    trials = [row for row in record.values["rows"] if "tried_at" in row]
-    assert {row["measured_speedup"] for row in trials} == {1.0}
 
 
 def test_where_nothing_is_inherited_nothing_is_trained_gently(small, monkeypatch):

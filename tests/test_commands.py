@@ -165,7 +165,7 @@ def _weights(folder: Path) -> Path:
     return save_tensors(folder / "tiny.safetensors", model.state_dict())
 
 
-@pytest.mark.parametrize("name", sorted(set(bench.commands) - {"compare"}))
+@pytest.mark.parametrize("name", sorted(set(bench.commands) - {"compare", "retime"}))
 def test_each_benchmark_is_called_with_what_it_takes(name, monkeypatch):
     module = importlib.import_module(f"dslib.bench.{'fuzz' if name == 'merge' else name}")
     function = next(key for key in vars(module) if key.startswith("record_"))

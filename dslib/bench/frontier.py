@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, nearest, require
 from ..evaluating import evaluate
-from ..measuring import Timing, count_macs, count_parameters
+from ..measuring import count_macs, count_parameters
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from .judging import hold_back
+from .retime import latency
 from .rows import Rows
 
 PAUSE = 5.0  # seconds between two looks at what others make
@@ -104,9 +105,8 @@ def record_frontier(
 ) -> Record:  # fmt: skip
     """Train what each method makes of a network within each budget; accuracy on the validation split.
 
-    The same command may run several times at once, with the same `out`: each takes points that no other is at. When
-    all are made, each measures the latencies of its own once more, all in turns, while the others wait: training
-    beside it disturbs a measurement.
+    The same command may run several times at once, with the same `out`: each takes points that no other is at. A
+    training beside it disturbs a measurement: when all is made, `retime` measures all latencies once more.
 
     Args:
         frontier: what is compared.
@@ -131,15 +131,11 @@ def record_frontier(
     rest, val = hold_back(data, config.held)
     parts = replace(rest, val=val)
     budget = Budget(config.tuned_at, data.image_size, config.latency_batch, config.runtime, config.precision)
-    finished: list[tuple[dict[str, Any], nn.Module]] = []
 
     def made(method: str, speedup: float, seed: int, tuning: dict[str, Any], on: Data) -> dict[str, Any]:
         effort = Effort(config.seconds, search_lr=config.search_lr, batch_size=config.batch_size, seed=seed,
                         distil=trained, pretrained=trained, lr=tuning["lr"], recipe=tuning["recipe"])  # fmt: skip
-        row, network = point(method, networks[seed], on, replace(budget, speedup=speedup), effort)
-        if on is data:
-            finished.append(({"method": method, "speedup": speedup, "seed": seed}, network))
-        return row
+        return point(method, networks[seed], on, replace(budget, speedup=speedup), effort)
 
     def tried(method: str, tuning: dict[str, Any]) -> Task:
         key = {"method": method, "tried_at": config.tuned_at, **tuning}
@@ -158,49 +154,19 @@ def record_frontier(
     if len(config.trials) > 1:
         _work(rows, [tried(method, one) for method in config.methods for one in config.trials], echo)
     _work(rows, [wanted(key) for key in config.points()], echo)
-    if finished:
-        with rows.in_turn():
-            for key, found in _timed_again(networks[0], finished, budget):
-                rows.change(key, found)
     for missing in rows.missing:
         echo(f"missing: {missing} (the same command with the same --out makes it)")
     return rows.record
 
 
-def point(
-    method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort
-) -> tuple[dict[str, Any], nn.Module]:  # fmt: skip
-    """What a method makes of a network: accuracy, size, and latency in turns with the original's; and the network.
-
-    `meets` says whether the finished network is as quick as asked for, measured once more (2 % short are allowed).
-    """
+def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort) -> dict[str, Any]:
+    """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
     done = METHODS[method](model, data, budget, effort)
     timing = replace(budget, rounds=2 * budget.rounds).timing(original=model, network=done.model)
-    row = {
-        "accuracy": evaluate(done.model, data.val), **_size(done.model, data),
-        **_latency(timing, "network", budget.speedup), "runtime": timing.runtime,
+    return {
+        "accuracy": evaluate(done.model, data.val), **_size(done.model, data), **latency(timing, budget.speedup),
         "seconds": sum(done.record["seconds"].values()), "found": done.record,
     }  # fmt: skip
-    return row, done.model
-
-
-def _latency(timing: Timing, name: str, asked: float) -> dict[str, Any]:
-    ratio, low, high = timing.speedup(name, over="original")
-    return {"meets": ratio >= 0.98 * asked, "ms": timing.median(name), "original_ms": timing.median("original"),
-            "measured_speedup": ratio, "q25": low, "q75": high, "timing_busy": timing.busy}  # fmt: skip
-
-
-def _timed_again(
-    original: nn.Module, finished: Sequence[tuple[dict[str, Any], nn.Module]], budget: Budget
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:  # fmt: skip
-    """Of points and their networks: key -> latency, all networks measured in turns; again, thrice at most, if busy."""
-    networks = {str(i): network for i, (_, network) in enumerate(finished)}
-    for _ in range(3):
-        timing = replace(budget, rounds=3 * budget.rounds).timing(original=original, **networks)
-        if not timing.busy:
-            break
-    for i, (key, _) in enumerate(finished):
-        yield key, _latency(timing, str(i), key["speedup"])
 
 
 def _made_with(make: Make, tuning: dict[str, Any]) -> dict[str, Any]:

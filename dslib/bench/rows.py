@@ -103,20 +103,6 @@ class Rows:
                 self.record.save(self._out)
         return row
 
-    def change(self, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        """Put other values into the row with this key."""
-        with self._alone():
-            self._catch_up()
-            for row in self.record.values["rows"]:
-                if row.items() >= _as_read(key).items():
-                    row.update(_as_read(values))
-            if self._out is not None:
-                self.record.save(self._out)
-
-    def in_turn(self) -> AbstractContextManager[object]:
-        """No other process of the same file is within such a block."""
-        return nullcontext() if self._locks is None else FileLock(self._locks / "turn.lock")
-
     @contextmanager
     def claimed(self, key: Mapping[str, Any]) -> Iterator[bool]:
         """Whether this process may make the row, within the block; not while another one does."""
