@@ -82,6 +82,10 @@ def trained(digits):
     return model.eval()
 
 
+def shapes(network):
+    return {name: value.shape for name, value in network.state_dict().items()}
+
+
 EFFORT = Effort(seconds=8.0, batch_size=16, images=256, search_lr=0.2)
 
 
@@ -101,10 +105,7 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
     assert found["history"]
     again = rebuilt(method, model, 16, found)
     if method in REBUILD:
-        shapes = [
-            {name: value.shape for name, value in network.state_dict().items()} for network in (again, done.model)
-        ]
-        assert shapes[0] == shapes[1]
+        assert shapes(again) == shapes(done.model)
     else:
         assert (again, method in ("magnitude", "taylor")) == (None, True)
     whole = ("uniform", "metapruning", "narrow-and-shrunk")  # which train what they end with from nothing
