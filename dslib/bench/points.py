@@ -60,8 +60,8 @@ def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, floa
 
     rows = []
     for level in (level for level in levels if level >= middle and level != original[1]):
-        (ours, one), (others, other) = speed(found[mine], level), speed(found[~mine], level)
-        factor = ours / others if others else float("nan")
-        shares = np.nan_to_num([one / ours if ours else 0.0, other / others if others else 0.0])
-        rows.append([level, ours, others, factor, factor * float(np.hypot(*shares))])
+        (our, std), (other, others_std) = speed(found[mine], level), speed(found[~mine], level)
+        factor = our / other if other else float("nan")
+        shares = np.nan_to_num([std / our if our else 0.0, others_std / other if other else 0.0])
+        rows.append([level, our, other, factor, factor * float(np.hypot(*shares))])
     return pd.DataFrame(rows, columns=["accuracy", "ours", "others", "factor", "spread"])
