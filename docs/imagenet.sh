@@ -32,8 +32,8 @@ mkdir -p "$OUT"
 [ -e "$OUT/shrunk.json" ] || dslib shrink "${network[@]}" --data "$DATA" --image-size "${SIZE:-224}" \
     --search "$OUT/search.json" --k "$K" --boundary ReLU6 --out "$OUT/shrunk.json"
 # shellcheck disable=SC2086
-[ -e "$OUT/finetuned.json" ] || ${LAUNCH:-} dslib finetune "$OUT/shrunk.json" --data "$DATA" --teacher-weights "$WEIGHTS" \
+[ -e "$OUT/finetuned.json" ] || ${LAUNCH:-} dslib finetune "$OUT/shrunk.json" --trust "$MODEL" --data "$DATA" --teacher-weights "$WEIGHTS" \
     "${paper[@]}" --curves "$OUT" --out "$OUT/finetuned.json" ${FINETUNE:-} ${ALL:-}
-[ -e "$OUT/merged.json" ] || dslib merge "$OUT/finetuned.json" --out "$OUT/merged.json"
+[ -e "$OUT/merged.json" ] || dslib merge "$OUT/finetuned.json" --trust "$MODEL" --out "$OUT/merged.json"
 # shellcheck disable=SC2086
-${LAUNCH:-} dslib eval "$OUT/merged.json" --data "$DATA"
+${LAUNCH:-} dslib eval "$OUT/merged.json" --trust "$MODEL" --data "$DATA"

@@ -208,9 +208,9 @@ def finetune_command(
         guide = guide if guide is None else guide.to(where, **form)
         config = dslib.Finetune(**given)
         done = dslib.finetune(small.to(where, **form), loaded, guide, config, _partial(out), log)
+        processes.agreed(lambda: dslib.save(out, done.model, found))
         accuracy = dslib.evaluate(done.model, loaded.val)
         values = {"accuracy": accuracy, "history": done.history}
-        processes.agreed(lambda: dslib.save(out, done.model, found))
         processes.agreed(lambda: keep_record("finetune", out, config, values, where))
         processes.agreed(lambda: remove_state(_partial(out)))
     log.say(f"accuracy {accuracy:.2%}; written: {out}")

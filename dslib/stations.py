@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -108,13 +107,14 @@ class Station:
 
 
 def within_reach(names: Sequence[str], removed: Sequence[str], reach: int | None) -> list[str]:
-    """Those of a network's blocks that are kept, and have at most `reach` kept ones between a removed one and them."""
+    """The kept ones of a network's blocks; with a reach, so many after each removed one, in the names' order."""
     prefixes = tuple(f"{name}." for name in removed)
-    found: list[str] = []
-    left: float = 0
+    if reach is None:  # a block may be called after others whose names come later
+        return [name for name in names if not f"{name}.".startswith(prefixes)]
+    found, left = list[str](), 0
     for name in names:
         if f"{name}.".startswith(prefixes):
-            left = math.inf if reach is None else reach
+            left = reach
         elif left > 0:
             found.append(name)
             left -= 1

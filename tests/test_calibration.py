@@ -282,23 +282,3 @@ def test_weights_that_are_not_finite_and_maps_that_are_too_large_are_named(tiny)
         tiny.stem[1].weight.mul_(1e25)  # finite, but its square is not in float32
     with pytest.raises(DslibError, match=r"blocks\.0: what it reads or gives is too large"):
         calibrate(tiny.float(), mask, photos())
-
-
-@torch.no_grad()
-def test_too_little_memory_halves_the_batch(tiny, monkeypatch):
-    mask, x = dslib.find_sites(tiny, 32).mask(["blocks.2"]), photos(32)
-    expected = calibrate(tiny, mask, x, Calibrate(batch_size=8, positions=10**6))
-    add = Sums.add
-
-    def tight(self, read, *rest):
-        if len(read) > 8:
-            raise torch.OutOfMemoryError("32 GiB wanted")
-        add(self, read, *rest)
-
-    monkeypatch.setattr(Sums, "add", tight)
-    with pytest.warns(UserWarning, match="begun again with 8 images a batch"):
-        found = calibrate(tiny, mask, x, Calibrate(batch_size=16, positions=10**6))
-    torch.testing.assert_close(found.model(x), expected.model(x))
-    monkeypatch.setattr(Sums, "add", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("1 GiB wanted")))
-    with pytest.warns(UserWarning), pytest.raises(DslibError, match="too little memory, even with one image"):
-        calibrate(tiny, mask, x, Calibrate(batch_size=2))

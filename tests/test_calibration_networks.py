@@ -9,7 +9,8 @@ from torch import nn
 
 import dslib
 from dslib.calibration import Calibrate, calibrate
-from dslib.errors import BadConfig
+from dslib.errors import BadConfig, DslibError
+from dslib.least_squares import Sums
 
 
 class Row(nn.Module):
@@ -65,6 +66,25 @@ def test_only_kept_blocks_within_reach_are_adjusted():
     assert changed == {names[4], names[5], names[8], names[9]}
     with pytest.raises(BadConfig, match="reach: expected 1 or more, found 0"):
         Calibrate(reach=0)
+
+
+class Turned(nn.Module):
+    """The block whose name comes first is called last."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.last, self.first = nn.Conv2d(3, 4, 1), Block(), Block()
+
+    def forward(self, x):
+        return self.last(self.first(self.stem(x)))
+
+
+@torch.no_grad()
+def test_without_a_reach_the_order_of_names_does_not_matter():
+    model = randomise_batchnorm(Turned()).double().eval()
+    done = calibrate(model, dslib.Mask({"last": True, "first": False}), photos(64, 12)).model
+    before = model.last.state_dict()
+    assert any(not torch.equal(value, before[name]) for name, value in done.last.state_dict().items())
 
 
 class Two(Block):
@@ -151,3 +171,23 @@ def test_blocks_that_cannot_be_traced_or_adjusted_stay_as_they_are():
     before = copy.deepcopy(model[2].state_dict())
     done = calibrate(model, dslib.Mask({"1": False, "2": True}), photos(16, 8))
     assert all(torch.equal(value, before[key]) for key, value in done.model[2].state_dict().items())
+
+
+@torch.no_grad()
+def test_too_little_memory_halves_the_batch(tiny, monkeypatch):
+    mask, x = dslib.find_sites(tiny, 32).mask(["blocks.2"]), photos(32)
+    expected = calibrate(tiny, mask, x, Calibrate(batch_size=8, positions=10**6))
+    add = Sums.add
+
+    def tight(self, read, *rest):
+        if len(read) > 8:
+            raise torch.OutOfMemoryError("32 GiB wanted")
+        add(self, read, *rest)
+
+    monkeypatch.setattr(Sums, "add", tight)
+    with pytest.warns(UserWarning, match="begun again with 8 images a batch"):
+        found = calibrate(tiny, mask, x, Calibrate(batch_size=16, positions=10**6))
+    torch.testing.assert_close(found.model(x), expected.model(x))
+    monkeypatch.setattr(Sums, "add", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("1 GiB wanted")))
+    with pytest.warns(UserWarning), pytest.raises(DslibError, match="too little memory, even with one image"):
+        calibrate(tiny, mask, x, Calibrate(batch_size=2))
