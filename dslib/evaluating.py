@@ -62,6 +62,11 @@ def loss_of(logits: Tensor, split: Split | FolderSplit) -> float:
     return F.cross_entropy(logits, labels_of(split)).item()
 
 
+def loss_on(model: nn.Module, split: Split | FolderSplit) -> float:
+    """Mean cross-entropy (nats) of a network over a split."""
+    return loss_of(predict(model, split), split)
+
+
 def labels_of(split: Split | FolderSplit) -> Tensor:
     """The labels of a split, (N,) int64."""
     return split.labels if isinstance(split, Split) else torch.tensor(split.folder.targets)

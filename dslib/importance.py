@@ -16,7 +16,7 @@ from .blocks import droppable, structure_of
 from .calibration import Calibrate, Images, calibrate, logits_of
 from .datasets import Data
 from .errors import require
-from .evaluating import labels_of, predict, recalibrate_batchnorm
+from .evaluating import loss_on, recalibrate_batchnorm
 from .finetuning import Finetune, finetune
 from .found import Found
 from .masks import Mask, Plan
@@ -103,11 +103,6 @@ def halves(train: Split | FolderSplit, count: int, seed: int) -> tuple[Split, Sp
     first, second = (replace(part, images=part.images[s], labels=part.labels[s])
                      for s in (slice(half), slice(half, None)))  # fmt: skip
     return first, second
-
-
-def loss_on(model: nn.Module, held: Split) -> float:
-    """Mean cross-entropy of the labels, in nats."""
-    return F.cross_entropy(predict(model, held), labels_of(held)).item()
 
 
 def rank(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,12 @@ def masks_of(sites: Sites, m: Mapping[str, float]) -> list[Mask]:
     return [found.mask(k) for k in range(len(sites), len(sites.always_kept) - 1, -1)]
 
 
+def useful(masks: Iterable[Mask], cost: CostTable) -> Iterator[Mask]:
+    """The masks, but that a site whose removal costs time is kept all the same."""
+    for mask in masks:
+        yield Mask({name: on or cost.saving((name,), merged=True) <= 0 for name, on in mask.items()})
+
+
 def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
     """The first of several masks whose predicted latency is within a budget (ms per batch); they come best first.
 
@@ -125,7 +131,7 @@ def within(masks: Iterable[Mask], cost: CostTable, latency: float) -> Mask:
         MaskMismatch: if none is; the quickest is named.
     """
     quickest = float("inf")
-    for mask in (Mask({name: on or cost.saving((name,), merged=True) <= 0 for name, on in m.items()}) for m in masks):
+    for mask in useful(masks, cost):
         predicted = cost.predict(mask, merged=True)
         if predicted <= latency:
             return mask

@@ -112,13 +112,13 @@ def means(frame: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         frame: columns `method`, `speedup` (the budget), `images_per_s` and `accuracy` (0 to 1), one row a network; rows
-            without accuracy failed, and are left out.
+            without accuracy failed, and those without throughput could not be timed: they are left out.
     Returns:
         Columns `method`, `speedup`, `accuracy`, `accuracy_std`, `images_per_s`, `images_per_s_std`, `seeds`.
     """
     import pandas as pd
 
-    grouped = frame.dropna(subset=["accuracy"]).groupby(["method", "speedup"], sort=False)
+    grouped = frame.dropna(subset=["accuracy", "images_per_s"]).groupby(["method", "speedup"], sort=False)
     parts = {name: grouped[name].agg(["mean", "std"]) for name in ("accuracy", "images_per_s")}
     columns = {f"{name}{end}": part[of] for name, part in parts.items() for of, end in (("mean", ""), ("std", "_std"))}
     return pd.DataFrame({**columns, "seeds": grouped.size()}).reset_index()

@@ -60,7 +60,11 @@ def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
     assert calls[3:] == [(1.2, seed, "usual", 0.03, all_) for seed in range(2)]
     (failed,) = [row for row in rows if "error" in row]
     assert (failed["speedup"], failed["seed"], failed["error"]) == (9.0, 0, "not that fast")
-    assert any("failed: not that fast (the same command, with the same --out, tries it again)" in line for line in told)
+    (line,) = [line for line in told if "failed: not that fast; to try it again: " in line]
+    words = shlex.split(line.partition("again: ")[2])
+    with frontier_bench.make_context("frontier", words[3:]) as context:
+        given = {"methods": ("half",), "speedups": (9.0,), "repeated": (), "seeds": 1, "out": out}
+        assert given.items() <= context.params.items()
     frame = table(record)
     assert len(frame) == 3
     assert {"accuracy", "macs", "parameters", "ms", "original_ms", "measured_speedup", "timing_busy"} <= set(frame)
@@ -79,13 +83,21 @@ def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
 
 def test_where_nothing_is_inherited_nothing_is_trained_gently(small, monkeypatch):
     monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), False))
+    asked = []
+
+    def tune(network, data, teacher, effort, clock):
+        asked.append((clock.left(), effort.recipe, effort.lr, teacher is not None))
+        return network, []
+
+    monkeypatch.setattr(frontier, "tune", tune)
     scratch = replace(small, weights="none", lrs=(0.2,))
     assert scratch.trials == [{"recipe": "usual", "lr": 0.2}]
     rows = record_frontier(scratch, None, None, lambda _: None).values["rows"]
-    assert [(row["recipe"], row["lr"], row["tuned"]) for row in rows if "accuracy" in row] == [
+    assert [(row["recipe"], row["lr"], row["tuned"]) for row in rows if "accuracy" in row and "seed" in row] == [
         ("usual", 0.2, False)
     ] * 2
-    assert not any("tried_at" in row or "way" in row for row in rows)
+    assert not any("tried_at" in row for row in rows)
+    assert asked == [(scratch.seconds, "usual", 0.2, False)]  # the original has all the time that a point has
 
 
 def test_its_command_can_be_run(small):
@@ -103,6 +115,15 @@ def test_methods_that_do_not_reach_the_budget_for_trials_say_so(small):
     assert [(row["tuned"], row["recipe"], row["lr"]) for row in points] == [(False, "usual", 0.1)] * 2
 
 
+def test_with_an_unknown_method_the_others_go_on(small, tmp_path):
+    told = []
+    record = record_frontier(replace(small, methods=("hlf", "half")), None, tmp_path / "f.json", told.append)
+    frame = table(record).set_index(["method", "speedup", "seed"])
+    assert frame["error"]["hlf", 1.2, 0] == "unknown method 'hlf': the nearest known are half"
+    assert frame["accuracy"].notna()["half", 1.2, 0]
+    assert any(line.startswith("method hlf, speedup 1.2, seed 1: failed: unknown method 'hlf'") for line in told)
+
+
 def test_what_is_missing_when_the_hours_are_over(small):
     told = []
     record_frontier(small, 0.0, None, told.append)
@@ -110,8 +131,6 @@ def test_what_is_missing_when_the_hours_are_over(small):
 
 
 def test_settings_are_checked(small, monkeypatch):
-    with pytest.raises(BadConfig, match="unknown method 'hlf': the nearest known are half"):
-        Frontier(methods=("hlf",))
     with pytest.raises(BadConfig, match="repeated: expected some of the speedups"):
         Frontier(speedups=(2.0,), repeated=(3.0,))
     monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), False))

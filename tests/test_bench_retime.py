@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import wide
 
@@ -29,7 +30,8 @@ ROWS = [
 
 @pytest.fixture
 def record(tmp_path):
-    return Record("frontier", "dslib bench frontier", CONFIG, {"rows": ROWS}, {}, "abc").save(tmp_path / "f.json")
+    machine = {"threads": torch.get_num_threads()}
+    return Record("frontier", "dslib bench frontier", CONFIG, {"rows": ROWS}, machine, "abc").save(tmp_path / "f.json")
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from torch import nn
 from ..blocks import droppable
 from ..datasets import Data
 from ..errors import BadModel, require
-from ..evaluating import loss_of, predict
+from ..evaluating import loss_on
 from ..masks import Mask, Plan
 from ..shrinking import shrink
 from ..sites import find_sites
 from .budget import Budget, least
 from .result import Pruned, ready
-from .tuning import Effort, start, tune
+from .tuning import Effort, settled, start, tune
 
 
 def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -37,9 +37,9 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
         return shrink(model, Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed),
                       image_size=data.image_size)  # fmt: skip
 
-    images = data.train.first(effort.images, effort.seed)
+    images = data.train.first(effort.few, effort.seed)
     with clock.part("importance"):
-        losses = {name: loss_of(predict(without([name]), images), images) for name in names}
+        losses = {name: loss_on(without([name]), images) for name in names}
     order = sorted(names, key=losses.__getitem__)
 
     def make(strength: float) -> tuple[nn.Module, list[str]]:
@@ -48,5 +48,6 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
 
     removed = least(budget, model, make, clock, what="layers")
     teacher = model if effort.distil else None
-    done, history = tune(without(removed), data, teacher, effort, clock)
+    small = settled(without(removed), data, effort, clock)
+    done, history = tune(small, data, teacher, effort, clock)
     return Pruned(done, {"removed": removed, "seconds": clock.spent, "history": history})

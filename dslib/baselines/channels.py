@@ -18,7 +18,7 @@ from ..splits import Split
 from .budget import Budget, least
 from .result import Pruned, ready
 from .slim import STEP, UNKNOWN, blank_image, coupled
-from .tuning import Clock, Effort, start, tune
+from .tuning import Clock, Effort, settled, start, tune
 
 Score = Callable[[Any], Tensor]
 Importance = Callable[[nn.Module], Score]
@@ -57,8 +57,8 @@ def magnitude(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> P
 def taylor(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
     """Channels go whose weights times gradients are smallest: about the loss that they cost.
 
-    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019 (squared, batch by batch);
-    over coupled layers as for `magnitude`. At once, and then finetuned.
+    Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: of a channel's weights times
+    gradients the sum, squared, batch by batch; over coupled layers as for `magnitude`. At once, and then finetuned.
     """
     import torch_pruning
 
@@ -66,7 +66,7 @@ def taylor(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     model = ready(model, data, effort, clock)
     with clock.part("importance"):
         gradients = list(_gradients(model, data.train.first(effort.images, effort.seed), effort.batch_size))
-    own = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None)
+    own = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, multivariable=True)
 
     def importance(network: nn.Module) -> Score:
         def score(group: Any) -> Tensor:
@@ -144,6 +144,7 @@ def _pruned(
 def _finetuned(
     small: nn.Module, strength: float, model: nn.Module, data: Data, effort: Effort, clock: Clock
 ) -> Pruned:  # fmt: skip
+    small = settled(small, data, effort, clock)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
     return Pruned(done, {"strength": strength, "seconds": clock.spent, "history": history})
 

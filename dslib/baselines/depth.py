@@ -17,7 +17,7 @@ from ..masks import Mask, Plan
 from ..merging import merge
 from ..planning import pareto
 from ..profiling import CostTable
-from ..rivals import masks_of, paper_masks, train_slopes
+from ..rivals import masks_of, paper_masks, train_slopes, useful
 from ..schedules import Train
 from ..searching import Search, search
 from ..shrinking import fade, shrink
@@ -26,10 +26,10 @@ from ..splits import hold_back
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready
-from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune
+from .tuning import Clock, Effort, Portion, per_image, planned, prepare, settled, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
-RECOVERED_ON, JUDGED_ON, REACH = 16, 4, 4  # one image of so many; and blocks: a ranking must leave time to train
+RECOVERED_ON, REACH = 2**19, 4  # pixels at least; and blocks: a ranking must leave time to train
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 
@@ -55,7 +55,7 @@ def layer_folding(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
     """Activations become linear by degrees that are trained with the weights; the most linear ones go.
 
     Source: Dror et al., Layer Folding, 2021. Departs: the activations of a block share one degree, and what is removed
-    is what the budget asks, not what passes a threshold.
+    is what the budget asks, not what passes a threshold: those go at once, the others are whole again.
     """
     clock = start(model, effort)
     model = ready(model, data, effort, clock)
@@ -64,7 +64,8 @@ def layer_folding(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
         part = _search_time(model, data, effort, clock)
         config = Train(part.epochs, effort.search_lr, effort.batch_size, seed=effort.seed)
         degrees, folded = train_slopes(model, part.data, sites, config)
-    return _shrunk("layer folding", folded, model, data, budget, effort, clock, masks_of(sites, degrees), cost)
+    masks = masks_of(sites, degrees)
+    return _shrunk("layer folding", folded, model, data, budget, effort, clock, masks, cost, fading=False)
 
 
 def given_masks(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -98,7 +99,8 @@ def narrow_and_shrunk(model: nn.Module, data: Data, budget: Budget, effort: Effo
     """
     clock = start(model, effort)
     narrow, strength = narrowed(model, data, replace(budget, speedup=budget.speedup**0.5), effort, clock)
-    narrow = prepare(narrow, data, effort, clock, "narrowing")
+    narrow = settled(narrow, data, effort, clock)
+    narrow = prepare(narrow, data, effort, clock, "narrowing", model if effort.distil else None)
     return _planned("narrow and shrunk", narrow, model, data, budget, effort, clock, {"strength": strength})
 
 
@@ -110,8 +112,8 @@ def _planned(
     sites, cost = _measured(model, data, budget)
     with clock.part("ranking"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: give more images")  # there is no time for more
-        count = max(2, effort.images // RECOVERED_ON)
-        recover, held = hold_back(data.train.first(count + effort.images // JUDGED_ON, effort.seed), count)[::-1]
+        count = min(effort.few, math.ceil(RECOVERED_ON / data.image_size**2))
+        recover, held = hold_back(data.train.first(count + effort.few, effort.seed), count)[::-1]
         found = rank(model, sites, recover, Calibrate(reach=REACH, seed=effort.seed), False, drop=True, held=held)
     plan = _first_quick_enough(name, [one.plan for one in pareto(found, cost)], model, original, budget, clock)
     with clock.part("calibration"):
@@ -124,16 +126,18 @@ def _planned(
 
 def _shrunk(
     name: str, model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
-    masks: Sequence[Mask], cost: CostTable,
+    masks: Sequence[Mask], cost: CostTable, fading: bool = True,
 ) -> Pruned:  # fmt: skip
-    """The first of several masks, most kept first, that is quick enough; its activations fade out.
+    """The first of several masks, most kept first, that is quick enough; its activations fade out, or go at once.
 
     A site whose removal costs time is kept all the same, as the planner keeps it.
     """
-    useful = [Mask({site: on or cost.saving((site,), merged=True) <= 0 for site, on in mask.items()}) for mask in masks]
-    plans = [Plan(mask) for mask in dict.fromkeys(useful)]
+    plans = [Plan(mask) for mask in dict.fromkeys(useful(masks, cost))]
     mask = _first_quick_enough(name, plans, model, original, budget, clock).mask
-    small = fade(model, mask, None, data.image_size)
+    if fading:
+        small = fade(model, mask, None, data.image_size)
+    else:
+        small = settled(shrink(model, mask, None, data.image_size), data, effort, clock)
     done, history = tune(small, data, original if effort.distil else None, effort, clock)
     return Pruned(merge(done), {"removed": list(mask.removed), "seconds": clock.spent, "history": history})
 

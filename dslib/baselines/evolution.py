@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..datasets import Data
 from ..errors import require
-from ..evaluating import loss_of, predict, recalibrate_batchnorm
+from ..evaluating import loss_on, recalibrate_batchnorm
 from ..finetuning import Finetune
 from ..splits import Split, hold_back
 from ..training import cross_entropy, train
@@ -34,14 +34,15 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
 
     Candidates fill the multiply-accumulates that the budget corresponds to, and are judged by their cross-entropy on
     training images held back, BatchNorm's statistics gathered anew. The best of each generation is measured; what is
-    allowed follows from that.
+    allowed follows from that. The record has the losses of the best and of the first, random ones on other images.
 
     Source: Liu et al., MetaPruning, ICCV 2019. Departs: see `Slim`; generators see widths within the budget; the
     network that is found goes on with the weights generated for it, as there is no time to train it from nothing.
     """
     clock = start(model, effort)
     limit = effort.share * effort.seconds
-    train_split, held = hold_back(data.train, max(2, effort.images // 4))
+    train_split, held = hold_back(data.train, 2 * effort.few)
+    others, held = hold_back(held, effort.few)
     with clock.part(GENERATORS):
         slim = Slim(model, data.image_size, ordered=effort.pretrained, seed=effort.seed)
         macs = Macs(model, slim.groups, data.image_size)
@@ -55,12 +56,13 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
     search = _Evolution(slim, macs, [images for images, _ in some.batches(effort.batch_size)], held, effort.seed)
     _train(slim, search, replace(data, train=train_split), effort, clock, allowed, (1 - SEARCH) * limit)
     best = _evolve(search, slim, macs, model, budget, clock, allowed, limit)
+    losses = [search.loss_of(widths, others) for widths in (best, *search.first)]  # no part of the method: not timed
     with clock.part(EVOLUTION):
-        small = slim.extract(best)
-        recalibrate_batchnorm(small, search.calibration)
+        small = search.network(best)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
     found = {"widths": dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
-             "loss": search.losses[best], "random_losses": search.first, "candidates": len(search.losses)}  # fmt: skip
+             "loss": losses[0], "random_losses": losses[1:], "random_macs": [macs(widths) for widths in search.first],
+             "candidates": len(search.losses)}  # fmt: skip
     return Pruned(done, {**found, "seconds": clock.spent, "history": history})
 
 
@@ -71,7 +73,7 @@ class _Evolution:
         self.slim, self.macs, self.calibration, self.held = slim, macs, calibration, held
         self._rng = random.Random(seed)
         self.losses: dict[Widths, float] = {}
-        self.first: list[float] = []
+        self.first: list[Widths] = []
 
     def generation(self, allowed: float) -> list[Widths]:
         """The best widths so far within what is allowed, the best first, after another generation."""
@@ -80,9 +82,21 @@ class _Evolution:
             fresh = [self.drawn(self._rng, allowed) for _ in range(FIRST)]
         else:
             fresh = [self._within(self._child(known[:PARENTS]), allowed) for _ in range(CHILDREN)]
-        losses = [self._loss(widths) for widths in fresh]
-        self.first = self.first or losses
+        for widths in fresh:
+            if widths not in self.losses:
+                self.losses[widths] = self.loss_of(widths, self.held)
+        self.first = self.first or fresh
         return self._best(allowed)
+
+    def network(self, widths: Widths) -> nn.Module:
+        """With the weights that are generated for these widths."""
+        small = self.slim.extract(widths)
+        recalibrate_batchnorm(small, self.calibration)
+        return small
+
+    def loss_of(self, widths: Widths, images: Split) -> float:
+        """Cross-entropy of that network on some images."""
+        return loss_on(self.network(widths), images)
 
     def drawn(self, rng: random.Random, allowed: float) -> Widths:
         """Random widths that fill what is allowed."""
@@ -113,14 +127,6 @@ class _Evolution:
 
     def _times(self, shares: Sequence[float], factor: float) -> Widths:
         return tuple(self.slim.rounded([min(1.0, max(LEAST, share * factor)) for share in shares]))
-
-    def _loss(self, widths: Widths) -> float:
-        """On the images held back, with the weights that are generated for these widths."""
-        if widths not in self.losses:
-            small = self.slim.extract(widths)
-            recalibrate_batchnorm(small, self.calibration)
-            self.losses[widths] = loss_of(predict(small, self.held, title=EVOLUTION), self.held)
-        return self.losses[widths]
 
 
 def _evolve(

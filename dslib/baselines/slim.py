@@ -113,9 +113,9 @@ class _Conv(nn.Module):
         self.conv, self._widths, self._group = conv, widths, group  # widths are all layers'
         self.depthwise = conv.groups > 1
         like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        self.first, self.second = nn.Linear(2, hidden, **like), nn.Linear(hidden, conv.weight.numel(), **like)
+        self.first = nn.Linear(2, hidden, **like)
+        self.second = nn.Linear(hidden, conv.weight.numel(), bias=False, **like)  # the bias is the weight that is there
         nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
         self.seen = conv.in_channels, conv.out_channels
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,8 +14,10 @@ from torch import nn
 
 from ..datasets import Data
 from ..errors import nearest, require
+from ..evaluating import recalibrate_batchnorm
 from ..finetuning import Finetune, finetune
 from ..schedules import Train
+from ..shrinking import Fade
 from ..snapshots import History
 from ..splits import Split
 
@@ -28,14 +30,14 @@ class Effort:
     """What every method may spend, and how it trains; the same for all of a comparison but for what is tried out.
 
     Args:
-        seconds: for everything but measuring latencies: ranking, searching, training. On a CPU those that the process
-            computes, so that what else runs on the machine takes nothing away.
+        seconds: for everything but measuring latencies: ranking, searching, training. On one thread of a CPU those
+            that the process computes, so that what else runs on the machine takes little away.
         lr: peak learning rate of the final training, per 256 images.
         recipe: of the final training: usual, or gentle (images not augmented, BatchNorm's statistics frozen).
         search_lr: of what trains before it, as usual: pretraining, importances, generated weights.
         batch_size: images a step.
         share: of the seconds that are left, for a search or a pretraining.
-        images: training images that statistics, rankings and calibrations look at, labelled ones.
+        images: training images that calibrations and gradients look at; rankings and statistics at `few` of them.
         distil: whether the original teaches (weight 0.7), which makes sense where it is trained.
         pretrained: whether the original is trained; else it is given with random weights, and methods that inherit
             weights train it first, for `share` of the seconds.
@@ -60,6 +62,11 @@ class Effort:
         require(min(self.lr, self.search_lr) > 0, "lr, search_lr: expected more than 0")
         require(self.batch_size > 1 and self.images > 7, "expected a batch_size of 2 or more, and 8 images or more")
         require(self.recipe in RECIPES, nearest("recipe", self.recipe, RECIPES))
+
+    @property
+    def few(self) -> int:
+        """Images for what is done many times over, and for BatchNorm's statistics."""
+        return max(2, self.images // 4)
 
 
 @dataclass
@@ -89,8 +96,9 @@ class Clock:
             self.spent[name] = self.spent.get(name, 0.0) + self.now() - began
 
     def now(self) -> float:
-        """Seconds: on a CPU those that this process computed, a thread's share."""
-        return time.process_time() / torch.get_num_threads() if self.device.type == "cpu" else time.perf_counter()
+        """Seconds: on one thread of a CPU those that this process computed."""
+        alone = self.device.type == "cpu" and torch.get_num_threads() == 1  # of several, some wait for the others
+        return time.process_time() if alone else time.perf_counter()
 
 
 class Portion(NamedTuple):
@@ -149,6 +157,8 @@ def tune(
 ) -> tuple[nn.Module, History]:  # fmt: skip
     """A finetuned copy of the network, in all that is left of the time.
 
+    BatchNorm's statistics are not frozen, in any recipe, while activations fade: they are of what is no longer there.
+
     Args:
         network: to train.
         data: to train on; its validation split only makes the curve, from its first images.
@@ -157,13 +167,26 @@ def tune(
         clock: whose time it takes; some steps are timed first, and counted.
     """
     config = Finetune(lr=effort.lr, batch_size=effort.batch_size, seed=effort.seed, **RECIPES[effort.recipe])
+    if any(isinstance(module, Fade) for module in network.modules()):
+        config = replace(config, freeze_batchnorm=False)
     return _timed(network, data, teacher, config, clock, "training", clock.left())
 
 
-def prepare(network: nn.Module, data: Data, effort: Effort, clock: Clock, name: str = "pretraining") -> nn.Module:
-    """A copy of the network, trained on labels in its share of what is left of the time, as usual."""
+def prepare(
+    network: nn.Module, data: Data, effort: Effort, clock: Clock, name: str = "pretraining",
+    teacher: nn.Module | None = None,
+) -> nn.Module:  # fmt: skip
+    """A copy of the network, trained in its share of what is left of the time, as usual; on labels, or taught too."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
-    return _timed(network, data, None, config, clock, name, effort.share * clock.left())[0]
+    return _timed(network, data, teacher, config, clock, name, effort.share * clock.left())[0]
+
+
+def settled(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
+    """The network with BatchNorm's statistics gathered anew, in place: what was taken out has changed them."""
+    with clock.part("statistics"):
+        images = data.train.first(effort.few, effort.seed)
+        recalibrate_batchnorm(network, (batch for batch, _ in images.batches(effort.batch_size)))
+    return network
 
 
 def _timed(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..baselines import METHODS, Budget, Effort
+from ..baselines.tuning import start, tune
 from ..datasets import Data, load_data
 from ..devices import pick_device, this_machine
 from ..errors import BadModel, nearest, require
@@ -36,7 +37,7 @@ class Frontier:
         model, weights, options: as for `load_model`; weights that are trained for the data's classes are inherited by
             all methods, with "none" everything begins from nothing.
         data, image_size: as for `load_data`.
-        methods: names of `baselines.METHODS`.
+        methods: names of `baselines.METHODS`; points of one that is not there fail, and say so.
         speedups: budgets, over the original.
         seeds: of the budgets in `repeated`; the others have one.
         repeated: budgets with all seeds; none for all of them.
@@ -75,8 +76,6 @@ class Frontier:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for method in self.methods:
-            require(method in METHODS, nearest("method", method, METHODS))
         require(bool(self.methods) and bool(self.speedups), "expected one method and one speedup at least")
         require(min(self.seeds, self.held, self.latency_batch) > 0, "expected one or more of each")
         require(min(*self.speedups, self.tuned_at) > 1, f"speedups: expected more than 1, found {self.speedups}")
@@ -123,6 +122,7 @@ def record_frontier(
     require(trained or config.weights == "none", f"{config.model} with weights {config.weights!r} is not trained for "
             f"the classes of {config.data}: give others, or --weights none", BadModel)  # fmt: skip
     networks = [one.model.to(where).eval() for one in loaded]
+    told = partial(_told, retry=partial(_retry, config, out), echo=echo)
     settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
                 "options": as_options(config.options)}  # fmt: skip
     blank = Record("frontier", _command(settings), settings, {}, this_machine(where), commit())
@@ -132,10 +132,20 @@ def record_frontier(
     parts = replace(rest, val=val)
     budget = Budget(config.tuned_at, data.image_size, config.latency_batch, config.runtime, config.precision)
 
+    def effort(seed: int, tuning: dict[str, Any]) -> Effort:
+        return Effort(config.seconds, search_lr=config.search_lr, batch_size=config.batch_size, seed=seed,
+                      distil=trained, pretrained=trained, lr=tuning["lr"], recipe=tuning["recipe"])  # fmt: skip
+
     def made(method: str, speedup: float, seed: int, tuning: dict[str, Any], on: Data) -> dict[str, Any]:
-        effort = Effort(config.seconds, search_lr=config.search_lr, batch_size=config.batch_size, seed=seed,
-                        distil=trained, pretrained=trained, lr=tuning["lr"], recipe=tuning["recipe"])  # fmt: skip
-        return point(method, networks[seed], on, replace(budget, speedup=speedup), effort)
+        return point(method, networks[seed], on, replace(budget, speedup=speedup), effort(seed, tuning))
+
+    def original() -> dict[str, Any]:
+        """Its accuracy; where it is not trained, after all the time that every point has."""
+        if trained:
+            return {"accuracy": evaluate(networks[0], data.val)}
+        settings = effort(0, config.trials[0])
+        done, _ = tune(networks[0], data, None, settings, start(networks[0], settings))
+        return {"accuracy": evaluate(done, data.val)}
 
     def tried(method: str, tuning: dict[str, Any]) -> Task:
         key = {"method": method, "tried_at": config.tuned_at, **tuning}
@@ -148,12 +158,10 @@ def record_frontier(
         best = max(known, key=lambda pair: pair[1])[0] if known else config.trials[0]
         return key, partial(_made_with, partial(made, **key, tuning=best, on=data), {**best, "tuned": bool(known)})
 
-    if trained:
-        whole = {"way": "original", **_size(networks[0], data)}
-        rows.add(whole, lambda: {"accuracy": evaluate(networks[0], data.val)}, short=True)
+    _work(rows, [({"way": "original", **_size(networks[0], data)}, original)], told)
     if len(config.trials) > 1:
-        _work(rows, [tried(method, one) for method in config.methods for one in config.trials], echo)
-    _work(rows, [wanted(key) for key in config.points()], echo)
+        _work(rows, [tried(method, one) for method in config.methods for one in config.trials], told)
+    _work(rows, [wanted(key) for key in config.points()], told)
     for missing in rows.missing:
         echo(f"missing: {missing} (the same command with the same --out makes it)")
     return rows.record
@@ -161,6 +169,7 @@ def record_frontier(
 
 def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort) -> dict[str, Any]:
     """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
+    require(method in METHODS, nearest("method", method, METHODS))
     done = METHODS[method](model, data, budget, effort)
     timing = replace(budget, rounds=2 * budget.rounds).timing(original=model, network=done.model)
     return {
@@ -174,8 +183,8 @@ def _made_with(make: Make, tuning: dict[str, Any]) -> dict[str, Any]:
     return {**make(), **tuning}
 
 
-def _work(rows: Rows, tasks: Iterable[Task], echo: Callable[[str], object]) -> None:
-    """Make all rows that no other process makes, and wait for those that others make."""
+def _work(rows: Rows, tasks: Iterable[Task], told: Callable[[dict[str, Any]], object]) -> None:
+    """Make all rows that no other process makes, and wait for those that others make; each is told."""
     waiting = list(tasks)
     while waiting:
         left = []
@@ -184,20 +193,38 @@ def _work(rows: Rows, tasks: Iterable[Task], echo: Callable[[str], object]) -> N
                 if not mine:
                     left.append((key, make))
                 elif rows.find(key) is None and not rows.failed(key):
-                    echo(_told(rows.add(key, make, keep_errors=True)))
+                    told(rows.add(key, make, keep_errors=True))
         if len(left) == len(waiting):
             time.sleep(PAUSE)
         waiting = left
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    names = ("method", "speedup", "seed", "tried_at", "recipe", "lr")
+def _told(
+    row: Mapping[str, Any], retry: Callable[[Mapping[str, Any]], str], echo: Callable[[str], object]
+) -> None:  # fmt: skip
+    names = ("way", "method", "speedup", "seed", "tried_at", "recipe", "lr")
     what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
     if "error" in row:
-        return f"{what}: failed: {row['error']} (the same command, with the same --out, tries it again)"
-    if "accuracy" not in row:
-        return f"{what}: not begun"
-    return f"{what}: {row['accuracy']:.2%} at {row['measured_speedup']:.2f} times the speed, {row['seconds']:.0f} s"
+        echo(f"{what}: failed: {row['error']}; to try it again: {retry(row)}")
+    elif "accuracy" not in row:
+        echo(f"{what}: not begun")
+    elif "measured_speedup" not in row:
+        echo(f"{what}: {row['accuracy']:.2%}")
+    else:
+        speed, seconds = f"{row['measured_speedup']:.2f} times the speed", f"{row['seconds']:.0f} s"
+        echo(f"{what}: {row['accuracy']:.2%} at {speed}, {seconds}")
+
+
+def _retry(config: Frontier, out: Path | None, row: Mapping[str, Any]) -> str:
+    """The command that makes a row, and those of its method and budget with other seeds."""
+    only: dict[str, Any] = {
+        "methods": (row["method"],) if "method" in row else config.methods,
+        "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
+    }
+    only["repeated"] = tuple(s for s in config.repeated if s in only["speedups"])
+    if config.repeated and not only["repeated"]:
+        only["seeds"] = 1
+    return _command(asdict(replace(config, **only)) | {"options": as_options(config.options)}, out)
 
 
 def _size(model: nn.Module, data: Data) -> dict[str, int]:
@@ -205,8 +232,8 @@ def _size(model: nn.Module, data: Data) -> dict[str, int]:
     return {"macs": count_macs(model, shape), "parameters": count_parameters(model)}
 
 
-def _command(config: Mapping[str, Any]) -> str:
+def _command(config: Mapping[str, Any], out: Path | None = None) -> str:
     names = {"methods": "method", "speedups": "speedup", "lrs": "lr", "gentle_lrs": "gentle_lr",
              "options": "model_option"}  # fmt: skip
     given = {names.get(key, key): value for key, value in config.items() if value is not None}
-    return f"dslib bench frontier {as_words(given)}"
+    return f"dslib bench frontier {as_words({**given, **({} if out is None else {'out': out})})}"

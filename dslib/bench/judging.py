@@ -14,9 +14,8 @@ from .. import splits
 from ..blocks import in_channels
 from ..calibration import Calibrate, calibrate
 from ..datasets import Data
-from ..evaluating import evaluate
+from ..evaluating import evaluate, loss_on
 from ..finetuning import Finetune, finetune
-from ..importance import loss_on
 from ..masks import Plan
 from ..measuring import measure
 from ..merging import merge
