@@ -130,7 +130,7 @@ def lint(args):
 def book(args):
     """Build the pages from the committed outputs, with --execute or --full from outputs made now.
 
-    Nothing is cached (--all, no jupyter-cache): pages never show what an older dslib computed.
+    Nothing is cached (--all, no jupyter-cache): committed outputs are those that the tests compare with today's.
     """
     if args not in ([], ["--execute"], ["--full"]):
         raise SetupError(f"expected `book`, `book --execute` or `book --full`, found `book {' '.join(args)}`")

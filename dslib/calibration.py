@@ -184,11 +184,14 @@ class Networks(NamedTuple):
 
 def logits_of(model: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
     """The network's outputs in eval for images as `calibrate` takes them, (N, classes) float32 on the CPU."""
-    batches = _batches(images, model)
-    model = copy.deepcopy(model)
+    batches, training = _batches(images, model), [module for module in model.modules() if module.training]
     model.eval()
-    with torch.inference_mode():
-        return torch.cat([model(part).float().cpu() for part in batches(batch_size)])
+    try:
+        with torch.inference_mode():
+            return torch.cat([model(part).float().cpu() for part in batches(batch_size)])
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _start(model: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:

@@ -61,8 +61,9 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True, blocks: Iterab
         require(all(bool(t.isfinite().all()) for t in expected), "the network's output is not finite: its weights are "
                 "damaged, or the images are", DslibError)  # fmt: skip
         for also_branches in (True, False) if branches else (False,):
+            own = copy.deepcopy(plain) if also_branches else plain  # nothing comes after the last try
             try:
-                folded = _folded(plain, images, also_branches, tuple(f"{name}." for name in blocks))
+                folded = _folded(own, images, also_branches, tuple(f"{name}." for name in blocks))
                 found = _outputs(folded(images))
             except Exception:  # the user's code runs: it may look into a block whose branches were folded away
                 if not also_branches:
@@ -73,8 +74,8 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True, blocks: Iterab
     raise DslibError("folding changed the output: please report the model")
 
 
-def _folded(plain: nn.Module, images: Tensor, branches: bool, inside: tuple[str, ...]) -> nn.Module:
-    folded = copy.deepcopy(plain)
+def _folded(folded: nn.Module, images: Tensor, branches: bool, inside: tuple[str, ...]) -> nn.Module:
+    """The network, changed in place."""
     for name in _branched(folded) if branches else ():
         _fold_block(folded, name)
     for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):

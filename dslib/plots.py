@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -204,16 +205,24 @@ def plot_over_images(rows: pd.DataFrame, original: float) -> Figure:
     return figure
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as SVG text, the same on every run; the figure is closed."""
+def to_svg(figure: Figure, alt: str = "") -> str:
+    """The figure as SVG text, the same on every run; the figure is closed.
+
+    Args:
+        figure: to be drawn.
+        alt: what a reader who cannot see it is told; default its title and its axes' names.
+    """
     import matplotlib.pyplot as plt
 
+    axes = figure.axes[0]
+    told = [alt] if alt else [axes.get_title(), axes.get_ylabel(), axes.get_xlabel()]
+    label = html.escape(", ".join(part for part in told if part) or "diagram")
     text = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "dslib", "svg.fonttype": "none"}):  # letters as text: a quarter of the size
         figure.savefig(text, format="svg", metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     svg = text.getvalue()[text.getvalue().index("<svg") :]
-    return svg.replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width: 100%; height: auto"', 1)
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 # the rest of Okabe and Ito's palette follows
 COLOURS = (KEPT, LINEAR, MERGED, ORIGINAL, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = "osD^v<>P"
+HUES = {
+    "planner": "#D55E00", "search": MERGED, "depthshrinker": MERGED, "layers": LINEAR, "uniform": KEPT,
+    "metapruning": "#CC79A7", "narrow-and-shrunk": "#882255", "random": "#56B4E9", "keep the cheapest": "#000000",
+}  # fmt: skip
+
+
+def hue(method: str, place: int = 0) -> str:
+    """The colour of a method, the same in every figure; of one without its own, by its place among others.
+
+    Args:
+        method: its name; what follows a comma is a variant of it.
+        place: number of others before it.
+    """
+    return HUES.get(method.partition(",")[0].lower(), COLOURS[place % 8])
 
 
 def plot_latency_weight(frame: pd.DataFrame) -> Figure:
@@ -53,7 +67,7 @@ def plot_methods(frame: pd.DataFrame, original: float) -> Figure:
         points = part.groupby("speedup")[["measured_speedup", "accuracy"]]
         mean, spread = points.mean(), points.std().fillna(0.0)
         axes.errorbar(mean["measured_speedup"], 100 * mean["accuracy"], xerr=spread["measured_speedup"],
-                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=COLOURS[i % 8], capsize=3,
+                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=hue(method, i), capsize=3,
                       linewidth=1, label=method)  # fmt: skip
     axes.set(xlabel="times as fast as the original, measured", ylabel="top-1 accuracy, %")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -94,7 +108,7 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     for i, (method, part) in enumerate(means(frame).fillna(0.0).groupby("method", sort=False)):
         part = part.sort_values("speedup")
         axes.errorbar(part["images_per_s"], 100 * part["accuracy"], xerr=part["images_per_s_std"],
-                      yerr=100 * part["accuracy_std"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=COLOURS[i % 8],
+                      yerr=100 * part["accuracy_std"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=hue(method, i),
                       capsize=3, linewidth=1, label=method)  # fmt: skip
         best += list(part[["images_per_s", "accuracy"]].itertuples(index=False, name=None))
     line = unbeaten(best)

@@ -13,7 +13,7 @@ from .roofline import Peaks
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = {"original": ORIGINAL, "dense": MERGED}
+COLOURS = {"original": ORIGINAL, "dense": "#56B4E9"}  # as in lab.js
 
 
 def plot_roofline(peaks: Peaks, points: Mapping[tuple[str, str], tuple[float, float]]) -> Figure:

@@ -107,6 +107,7 @@ def test_every_depth_without_labels(monkeypatch, digits):
     assert [len(row["removed"]) for row in values["depths"]] == [0, 1, 2, 3]
     assert values["depths"][0]["agreement"] == 1.0
     assert all(0 <= row["agreement"] <= 1 and row["seconds"] > 0 for row in values["depths"][1:])
+    assert all(0 < row["q25"] <= row["q75"] for row in values["depths"][1:])
     assert [row["k"] for row in values["random"]] == [1]
     assert values["val_images"] == 96
     monkeypatch.setattr(depths, "load_model", lambda *_: model._replace(trained=False))

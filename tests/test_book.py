@@ -15,7 +15,9 @@ CHAPTERS = sorted(path for path in BOOK.glob("*") if path.suffix in (".ipynb", "
 NAMES = [path.name for path in CHAPTERS]
 # A number with a unit of a result. What is no result (a setting, a formula, arithmetic) stands in the list.
 UNITS = r"%|(?:x\b|×)(?! ?\d)|images/s|(?:ms|s|seconds?|minutes?|hours?|[MG]|[kMG]i?B|points?|times)\b"
-RESULT = re.compile(rf"(?<![\w.^-])\d[\d,.]*\*{{0,2}}\s?(?:{UNITS})")
+WORDS = "a|half a|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|sixteen|twenty|thirty"
+IN_WORDS = rf"\b(?:{WORDS})(?: or \w+)?(?: and a half)? (?:points?|per ?cent)\b|\b\d+ (?:of|in) 100\b"
+RESULT = re.compile(rf"(?<![\w.^-])\d[\d,.]*\*{{0,2}}\s?(?:{UNITS})|{IN_WORDS}", re.IGNORECASE)
 ALLOWED = (ROOT / "tests" / "typed_numbers.txt").read_text().splitlines()
 LEARNING = ("why_dense", "three_stages", "which_activations", "getting_accuracy_back", "merging_is_exact",
             "no_training_set", "the_trade_off", "shrink_your_own", "in_your_browser", "imagenet_scale")  # fmt: skip
@@ -60,6 +62,7 @@ def test_no_result_is_typed_into_prose(path):
 def test_a_typed_result_is_seen():
     assert typed("it keeps 92.8 % of them") == ["it keeps 92.8 % of them"]
     assert len(typed("1.2 x, 3 ms, 10,804 images/s and 415 M; 1.27×, 12 s, 3 hours, 25 MB, 2.1 GiB, **92.8** %")) == 10
+    assert len(typed("A point and a half, six points or more, about 91 of 100, five per cent")) == 4
     text = "```{literalinclude} x\n```\n92.8 % of them\n```bash\nsleep 3 s\n```\nand 3 ms"
     assert len(typed(without_code(text))) == 2
     assert typed("k = 8 of 17 sites, 128 px, a 3x3 kernel, $x^2$, in 2022") == []

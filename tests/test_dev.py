@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, module
@@ -221,6 +222,17 @@ def test_vendored_files_are_copied_once_per_lock(vendored, monkeypatch):
     assert not vendored.is_current()
     assert vendored.main() == 0
     assert vendored.is_current()
+
+
+@pytest.mark.parametrize("given", ["configured", "environment", ""])
+def test_launch_buttons_come_with_the_repositorys_address(given, vendored, monkeypatch):
+    url = "https://github.com/x/y"
+    monkeypatch.setenv("DSLIB_REPOSITORY", url if given == "environment" else "")
+    options = {"repository_url": url if given == "configured" else ""}
+    config = SimpleNamespace(nb_execution_mode="off", html_static_path=[], html_theme_options=options)
+    vendored.configure(None, config)
+    assert (config.html_theme_options.get("launch_buttons") is not None) == bool(given)
+    assert config.html_theme_options["repository_url"] == (url if given else "")
 
 
 def test_without_npm_the_build_goes_on_with_a_line(vendored, monkeypatch, capsys):

@@ -115,7 +115,10 @@ def test_two_sliders_move_rows_and_columns():
 def test_svg_text_is_the_same_every_time():
     first, second = (plots.to_svg(plots.plot_mask(MASKS[2])) for _ in range(2))
     assert first == second
-    assert first.startswith('<svg style="max-width: 100%')
+    assert first.startswith('<svg role="img" aria-label="diagram" style="max-width: 100%')
+    told = plots.to_svg(plots.plot_mask(MASKS[2], "two & three"))
+    assert told.startswith('<svg role="img" aria-label="two &amp; three"')
+    assert 'aria-label="k = 2"' in plots.to_svg(plots.plot_mask(MASKS[2]), "k = 2")
 
 
 def test_a_slider_moves_its_panes_in_the_page():

@@ -91,7 +91,7 @@ def configure(app, config) -> None:
     if is_current():
         config.nb_ipywidgets_js = {"vendor/embed.js": {"data-jupyter-widgets-cdn": "about:blank"}}
         config.mathjax_path = "vendor/mathjax/tex-svg.js"
-    repository = os.environ.get("DSLIB_REPOSITORY")
+    repository = os.environ.get("DSLIB_REPOSITORY") or config.html_theme_options.get("repository_url")
     if repository:
         binder = {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"}
         config.html_theme_options.update(repository_url=repository, use_repository_button=True, launch_buttons=binder)

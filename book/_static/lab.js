@@ -3,7 +3,7 @@
 
 const HERE = new URL(".", import.meta.url);
 const WARMUP = 3, ROUNDS = 24; // so that each of three networks is first as often as the others
-const COLOURS = { original: "#999999", dense: "#E69F00" }; // as in the figures; merged networks are green
+const COLOURS = { original: "#999999", dense: "#56B4E9" }; // as in the figures; merged networks are green
 const MERGED = "#009E73";
 const FILES = { // of ONNX Runtime Web: its module, and the binary that this loads
   wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],

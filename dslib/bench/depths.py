@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..blocks import in_channels
 from ..calibration import Calibrate, Images, calibrate, logits_of
 from ..datasets import Data, load_data
 from ..devices import this_machine
@@ -16,9 +18,12 @@ from ..errors import BadModel, require
 from ..evaluating import evaluate
 from ..importance import agreement, rank
 from ..masks import Mask
+from ..measuring import measure
 from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from ..sites import Sites, find_sites
+
+BATCH, ROUNDS = 32, 21  # of the timings
 
 
 def record_depths(
@@ -26,6 +31,8 @@ def record_depths(
     random_masks: int = 2, seed: int = 0, weights: str = "default", options: Mapping[str, Any] | None = None,
 ) -> Record:  # fmt: skip
     """Rank the sites once, then calibrate for every k; accuracy is for the report only, nothing is chosen by it.
+
+    Of each k the speed too, in PyTorch, in turns with the original.
 
     Args:
         model: name of the network.
@@ -49,7 +56,7 @@ def record_depths(
     low, high = len(sites.always_kept), len(sites)
     rows = [{"k": high, **_kept(network, loaded)}]
     for k in range(high - 1, low - 1, -1):
-        rows.append({"k": k, **calibrated_row(network, found.mask(k), images, loaded, config)})
+        rows.append({"k": k, **calibrated_row(network, found.mask(k), images, loaded, config, timed=True)})
     rng = Random(seed)
     others = [
         {"k": k, **calibrated_row(network, _random(sites, k, rng), images, loaded, config)}
@@ -70,17 +77,27 @@ def record_depths(
 
 
 def _kept(network: nn.Module, data: Data) -> dict[str, Any]:
-    return {"removed": [], "seconds": 0.0, "agreement": 1.0, "accuracy": evaluate(network, data.val)}
+    return {"removed": [], "seconds": 0.0, "agreement": 1.0, "accuracy": evaluate(network, data.val), "speedup": 1.0}
 
 
-def calibrated_row(network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate) -> dict[str, Any]:
-    """One mask's row: seconds to calibrate, agreement with the original on the images, accuracy."""
+def calibrated_row(
+    network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate, timed: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """One mask's row: seconds to calibrate, agreement with the original on the images, accuracy; speed if `timed`."""
     started = time.perf_counter()
     done = calibrate(network, mask, images, config, progress=False)
     seconds = time.perf_counter() - started
     same = agreement(logits_of(done.model, images), logits_of(network, images))
     return {"removed": list(mask.removed), "seconds": seconds, "agreement": same, "errors": done.errors,
-            "accuracy": evaluate(done.model, data.val)}  # fmt: skip
+            "accuracy": evaluate(done.model, data.val),
+            **(_speed(network, done.model, data.image_size) if timed else {})}  # fmt: skip
+
+
+def _speed(network: nn.Module, small: nn.Module, image_size: int) -> dict[str, Any]:
+    images = torch.randn(BATCH, in_channels(network), image_size, image_size)
+    timing = measure({"original": network, "small": small}, images, ROUNDS)
+    ratio, low, high = timing.speedup("small", over="original")
+    return {"speedup": ratio, "q25": low, "q75": high, "busy": timing.busy, "runtime": timing.runtime}
 
 
 def _random(sites: Sites, k: int, rng: Random) -> Mask:
