@@ -5,6 +5,7 @@ import json
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomise_batchnorm, wide
@@ -20,6 +21,7 @@ from dslib.baselines.tuning import Clock
 from dslib.blocks import droppable
 from dslib.errors import BadConfig, BadData, BadModel
 from dslib.finetuning import Finetune
+from dslib.measuring import Timing
 from dslib.profiling import CostTable
 from dslib.rivals import PAPER_KEPT
 from dslib.schedules import Train
@@ -178,6 +180,34 @@ def test_one_lucky_measurement_does_not_decide(monkeypatch):
     monkeypatch.setattr(Budget, "reached", reached)
     found = least(Budget(2.0, 8, rounds=1), nn.Conv2d(3, 1, 1), make, Clock(1.0, torch.device("cpu")), 4)
     assert found == 0.5
+
+
+def test_one_unlucky_measurement_does_not_refuse(monkeypatch):
+    asked = []
+
+    def reached(self, original, network):
+        asked.append(self.rounds)
+        return network.out_channels / 8 * (0.9 if len(asked) == 1 else 1.0)
+
+    def make(strength):
+        return nn.Conv2d(3, round(16 * strength) or 1, 1), strength
+
+    monkeypatch.setattr(Budget, "reached", reached)
+    assert least(Budget(2.0, 8, rounds=1), nn.Conv2d(3, 1, 1), make, Clock(1.0, torch.device("cpu")), 4) == 1.0
+    assert asked[:2] == [1, 3]
+
+
+def test_a_timing_while_the_machine_changed_its_pace_is_made_again(monkeypatch):
+    pace = [4.0, 4.0, 4.0, 1.0, 1.0]  # of the original; the network's changes a round later
+    uneven = Timing({"original": np.array(pace), "network": np.array([1.9, 1.9, 1.9, 2.0, 2.1])}, 1, "cpu", "eager")
+    skewed = Timing({"original": np.array([1.0, 1.0, 3.0, 3.0, 3.0]), "network": np.array([1.0, 1.0, 1.0, 3.0, 3.0])},
+                    1, "cpu", "eager")  # fmt: skip
+    found = iter([skewed, uneven])
+    monkeypatch.setattr(Budget, "timing", lambda self, **_: next(found))
+    timing = Budget(1.5, 8).steady(nn.Conv2d(3, 1, 1), nn.Conv2d(3, 1, 1))
+    assert timing is uneven
+    monkeypatch.setattr(Budget, "timing", lambda self, **_: skewed)
+    assert Budget(1.5, 8).steady(nn.Conv2d(3, 1, 1), nn.Conv2d(3, 1, 1)) is skewed  # what there is after three
 
 
 class Odd(nn.Module):

@@ -76,7 +76,11 @@ def test_the_frontier_is_what_nothing_beats():
 
 
 def test_a_method_has_one_colour_whatever_stands_beside_it():
-    rows = [("layers", 1.5, 0, 150.0, 0.8), ("planner", 1.5, 0, 170.0, 0.7), ("DepthShrinker, plain", 1.5, 0, 99.0, 0.6)]
+    rows = [
+        ("layers", 1.5, 0, 150.0, 0.8),
+        ("planner", 1.5, 0, 170.0, 0.7),
+        ("DepthShrinker, plain", 1.5, 0, 99.0, 0.6),
+    ]
     frame = pd.DataFrame(rows, columns=["method", "speedup", "seed", "images_per_s", "accuracy"])
     figures = [search_plots.plot_frontier(part).axes[0].containers for part in (frame, frame[::-1])]
     seen = [{bars.get_label(): bars.lines[0].get_color() for bars in each} for each in figures]

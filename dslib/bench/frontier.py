@@ -171,7 +171,7 @@ def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Eff
     """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
     require(method in METHODS, nearest("method", method, METHODS))
     done = METHODS[method](model, data, budget, effort)
-    timing = replace(budget, rounds=2 * budget.rounds).timing(original=model, network=done.model)
+    timing = replace(budget, rounds=2 * budget.rounds).steady(model, done.model)
     return {
         "accuracy": evaluate(done.model, data.val), **_size(done.model, data), **latency(timing, budget.speedup),
         "seconds": sum(done.record["seconds"].values()), "found": done.record,

@@ -24,7 +24,6 @@ from ..models import load_model
 from ..records import Record
 
 ROUNDS = 31  # of each network
-TRIES = 3  # while the machine is busy, or changes its pace meanwhile
 
 
 def record_retimed(
@@ -66,12 +65,7 @@ def _retimed(row: dict[str, Any], model: nn.Module, budget: Budget, echo: Callab
     if network is None:
         echo(f"{what}: its record does not say which channels are left: no latency")
         return rest
-    for _ in range(TRIES):
-        timing = budget.timing(original=model, network=network)
-        ratio, low, high = timing.speedup("network", over="original")
-        if not timing.busy and low <= ratio <= high:
-            break
-    found = latency(timing, row["speedup"])
+    found = latency(budget.steady(model, network, quiet=True), row["speedup"])
     echo(f"{what}: {found['measured_speedup']:.2f} times{', on a busy machine' if found['timing_busy'] else ''}")
     return {**rest, **found}
 
