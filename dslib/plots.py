@@ -205,6 +205,26 @@ def plot_over_images(rows: pd.DataFrame, original: float) -> Figure:
     return figure
 
 
+def plot_chains(chains: Mapping[str, Sequence[str]]) -> Figure:
+    """What follows what: boxes joined by arrows, a row for each chain.
+
+    Args:
+        chains: name -> its steps, each a text of one line or more.
+    """
+    longest = max(map(len, chains.values()))
+    figure, axes = new_figure(1.35 * longest + 1.8, 0.75 * len(chains))
+    for row, (name, steps) in enumerate(chains.items()):
+        axes.text(-0.6, -row, name, ha="right", va="center", weight="bold")
+        for place, step in enumerate(steps):
+            box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": (KEPT, MERGED, LINEAR)[row % 3]}
+            axes.text(place, -row, step, ha="center", va="center", fontsize=9, bbox=box)
+            if place:
+                axes.annotate("", (place - 0.4, -row), (place - 0.6, -row), arrowprops={"arrowstyle": "->"})
+    axes.set(xlim=(-1.7, longest - 0.4), ylim=(0.6 - len(chains), 0.5))
+    axes.set_axis_off()
+    return figure
+
+
 def to_svg(figure: Figure, alt: str = "") -> str:
     """The figure as SVG text, the same on every run; the figure is closed.
 

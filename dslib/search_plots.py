@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 # the rest of Okabe and Ito's palette follows
 COLOURS = (KEPT, LINEAR, MERGED, ORIGINAL, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = "osD^v<>P"
-HUES = {
+HUES = {  # the second half is of Tol's palette
     "planner": "#D55E00", "search": MERGED, "depthshrinker": MERGED, "layers": LINEAR, "uniform": KEPT,
-    "metapruning": "#CC79A7", "narrow-and-shrunk": "#882255", "random": "#56B4E9", "keep the cheapest": "#000000",
+    "metapruning": "#CC79A7", "keep the cheapest": "#000000",
+    "narrow-and-shrunk": "#882255", "random": "#AA4499", "evenly spaced": "#6699CC", "magnitude": "#332288",
+    "taylor": "#44AA99", "layer-folding": "#999933", "learned slopes": "#999933", "given-masks": "#661100",
+    "the paper's masks": "#661100",
 }  # fmt: skip
 
 
@@ -161,7 +164,7 @@ def plot_plans(planned: Sequence[Planned], others: Mapping[str, Sequence[tuple[f
     front = np.vstack([[most, front[0, 1]], front])  # a larger budget buys nothing more
     axes.step(*front[::-1].T, where="post", color=MERGED, label="no plan is below")
     for i, (name, points) in enumerate(others.items()):
-        axes.plot(*zip(*points, strict=True), MARKERS[i % 8], color=(KEPT, LINEAR, ORIGINAL)[i % 3], label=name)
+        axes.plot(*zip(*points, strict=True), MARKERS[i % 8], color=hue(name, i), label=name)
     axes.set(xlabel="predicted latency, ms per batch", ylabel=f"importance removed, {unit}")
     axes.legend(frameon=False)
     return figure

@@ -12,7 +12,7 @@ from dslib.baselines import Budget
 from dslib.bench import retime
 from dslib.bench.points import table
 from dslib.cli_bench import bench
-from dslib.errors import BadRecord
+from dslib.errors import BadConfig, BadRecord
 from dslib.measuring import Timing, count_parameters
 from dslib.records import Record
 
@@ -46,6 +46,13 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(Budget, "timing", timing)
     return seen
+
+
+def test_budgets_met_with_other_threads_are_refused(record, asked, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    with pytest.raises(BadConfig, match=r"f\.json: its budgets were met with \d+ threads, these are 99: set OMP"):
+        retime.record_retimed(record)
+    assert not asked
 
 
 def test_points_are_built_again_and_measured_in_turns_with_the_original(record, asked):

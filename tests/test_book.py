@@ -96,6 +96,7 @@ def test_a_chapter_has_its_parts(name):
     text = "\n".join(prose(path))
     for part in ("**Question.**", "**Idea in a picture.**", "Try this", "**Exercise.**", ":::{dropdown} Solution"):
         assert part in text, part
+    assert "what you should see" in text.lower()
 
 
 def test_every_page_is_in_the_table_of_contents():

@@ -112,6 +112,13 @@ def test_two_sliders_move_rows_and_columns():
         widgets.explore_two({}, "letter", "axis")
 
 
+def test_chains_show_every_step_in_its_row():
+    axes = plots.plot_chains({"many": ["a", "b", "c"], "one": ["d"]}).axes[0]
+    places = {text.get_text(): text.get_position() for text in axes.texts if text.get_text()}
+    assert places == {"many": (-0.6, 0), "a": (0, 0), "b": (1, 0), "c": (2, 0), "one": (-0.6, -1), "d": (0, -1)}
+    assert len(axes.texts) == len(places) + 2  # arrows
+
+
 def test_svg_text_is_the_same_every_time():
     first, second = (plots.to_svg(plots.plot_mask(MASKS[2])) for _ in range(2))
     assert first == second

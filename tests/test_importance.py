@@ -31,6 +31,9 @@ def test_ranking_gives_a_mask_for_every_k(tiny):
         alone = calibrate(tiny, sites.mask(set(sites.names) - {name}), x, Calibrate()).model
         assert found.m[name] == divergence(logits_of(alone, x), logits_of(tiny, x))
     assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
+    flags = [module.training for module in tiny.train().modules()]
+    assert torch.equal(logits_of(tiny, x), logits_of(copy.deepcopy(tiny).eval(), x))
+    assert [module.training for module in tiny.modules()] == flags
 
 
 def test_the_divergence_may_be_of_other_images(tiny):

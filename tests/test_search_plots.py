@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 
 from dslib import search_plots
+from dslib.baselines import METHODS
 from dslib.masks import Mask, Plan
 from dslib.planning import Planned
+from dslib.rivals import RIVALS
 
 
 def points(line):
@@ -88,3 +90,5 @@ def test_a_method_has_one_colour_whatever_stands_beside_it():
     assert seen[0]["planner"] == search_plots.hue("planner", 5) != search_plots.hue("layers")
     assert seen[0]["DepthShrinker, plain"] == search_plots.hue("search")
     assert search_plots.hue("of nobody", 1) != search_plots.hue("of nobody", 2)
+    assert len({search_plots.HUES[name] for name in METHODS}) == len(METHODS)
+    assert set(RIVALS) <= set(search_plots.HUES)

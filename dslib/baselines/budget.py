@@ -64,7 +64,7 @@ class Budget:
         return self.costs[known]
 
     def steady(self, original: nn.Module, network: nn.Module, quiet: bool = False) -> Timing:
-        """Latencies of both, measured again, `TRIES` times at most, if the machine changed its pace meanwhile.
+        """Latencies of both, measured up to `TRIES` times while the machine changes its pace.
 
         Then the ratio of medians lies outside the quartiles of the rounds' ratios. With `quiet` also if it was busy.
         """

@@ -29,7 +29,7 @@ from .result import Pruned, ready
 from .tuning import Clock, Effort, Portion, per_image, planned, prepare, settled, start, tune
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
-RECOVERED_ON, REACH = 2**19, 4  # pixels at least; and blocks: a ranking must leave time to train
+RECOVERED_ON, REACH = 2**19, 4  # pixels, if `few` images have so many; and blocks: a ranking must leave time to train
 SEARCHING = 1.15  # times as long a step takes with gates, see `dslib bench steps`
 
 

@@ -185,7 +185,8 @@ def settled(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.
     """The network with BatchNorm's statistics gathered anew, in place: what was taken out has changed them."""
     with clock.part("statistics"):
         images = data.train.first(effort.few, effort.seed)
-        recalibrate_batchnorm(network, (batch for batch, _ in images.batches(effort.batch_size)))
+        batches = (batch for batch, _ in images.batches(effort.batch_size))
+        recalibrate_batchnorm(network, (batch for batch in batches if len(batch) > 1))  # one image has no spread
     return network
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +141,11 @@ def record_frontier(
         return point(method, networks[seed], on, replace(budget, speedup=speedup), effort(seed, tuning))
 
     def original() -> dict[str, Any]:
-        """Its accuracy; where it is not trained, after all the time that every point has."""
-        if trained:
-            return {"accuracy": evaluate(networks[0], data.val)}
+        """Trained from nothing, by the first recipe, for all the time that every point has."""
         settings = effort(0, config.trials[0])
-        done, _ = tune(networks[0], data, None, settings, start(networks[0], settings))
-        return {"accuracy": evaluate(done, data.val)}
+        clock = start(networks[0], settings)
+        done, _ = tune(networks[0], data, None, settings, clock)
+        return {"accuracy": evaluate(done, data.val), **config.trials[0], "seconds": sum(clock.spent.values())}
 
     def tried(method: str, tuning: dict[str, Any]) -> Task:
         key = {"method": method, "tried_at": config.tuned_at, **tuning}
@@ -158,10 +158,14 @@ def record_frontier(
         best = max(known, key=lambda pair: pair[1])[0] if known else config.trials[0]
         return key, partial(_made_with, partial(made, **key, tuning=best, on=data), {**best, "tuned": bool(known)})
 
-    _work(rows, [({"way": "original", **_size(networks[0], data)}, original)], told)
-    if len(config.trials) > 1:
-        _work(rows, [tried(method, one) for method in config.methods for one in config.trials], told)
-    _work(rows, [wanted(key) for key in config.points()], told)
+    whole = {"way": "original", **_size(networks[0], data)}
+    if trained:
+        rows.add(whole, lambda: {"accuracy": evaluate(networks[0], data.val)}, short=True)
+    several = len(config.trials) > 1
+    trials = [tried(method, one) for method in config.methods for one in config.trials if several]
+    points = (wanted(key) for key in config.points())  # looked up when the trials are made
+    _work(rows, trials, told)
+    _work(rows, points if trained else chain([(whole, original)], points), told)
     for missing in rows.missing:
         echo(f"missing: {missing} (the same command with the same --out makes it)")
     return rows.record
@@ -205,7 +209,8 @@ def _told(
     names = ("way", "method", "speedup", "seed", "tried_at", "recipe", "lr")
     what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
     if "error" in row:
-        echo(f"{what}: failed: {row['error']}; to try it again: {retry(row)}")
+        again = f"; to try it again: {retry(row)}" if row.get("method") in METHODS else ""
+        echo(f"{what}: failed: {row['error']}{again}")
     elif "accuracy" not in row:
         echo(f"{what}: not begun")
     elif "measured_speedup" not in row:
@@ -216,11 +221,10 @@ def _told(
 
 
 def _retry(config: Frontier, out: Path | None, row: Mapping[str, Any]) -> str:
-    """The command that makes a row, and those of its method and budget with other seeds."""
+    """The command that makes a row of a method again: a point, with those of other seeds; a trial, with all points."""
     only: dict[str, Any] = {
-        "methods": (row["method"],) if "method" in row else config.methods,
-        "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
-    }
+        "methods": (row["method"],), "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
+    }  # fmt: skip
     only["repeated"] = tuple(s for s in config.repeated if s in only["speedups"])
     if config.repeated and not only["repeated"]:
         only["seeds"] = 1

@@ -39,14 +39,15 @@ def record_retimed(
         echo: is told each point.
     Raises:
         BadRecord: if the file is of another benchmark.
+        BadConfig: if this process has another number of threads, on a CPU.
     """
     record = Record.load(path)
     require(record.name == "frontier", f"{path}: expected a record of frontier, found one of {record.name}", BadRecord)
-    threads = record.machine["threads"]
-    require(threads == torch.get_num_threads(), f"{path}: its budgets were met with {threads} threads, these are "
-            f"{torch.get_num_threads()}: set OMP_NUM_THREADS={threads}", BadConfig)  # fmt: skip
     config = {**record.config, "runtime": runtime or record.config["runtime"],
               "device": str(pick_device(device or record.config["device"]))}  # fmt: skip
+    threads, own = record.machine.get("threads"), torch.get_num_threads()
+    require(config["device"] != "cpu" or threads == own, f"{path}: its budgets were met with {threads} threads, these "
+            f"are {own}: set OMP_NUM_THREADS={threads}", BadConfig)  # fmt: skip
     data = load_data(config["data"], config["image_size"])
     options = {name: json.loads(value) for name, _, value in (one.partition("=") for one in config["options"])}
     model = load_model(config["model"], data.classes, options=options).model.to(config["device"]).eval()

@@ -207,7 +207,8 @@ def settle_batchnorm(model: nn.Module, image_size: int) -> None:
 def machine_name(record: Record) -> str:
     """What to call a record's machine in a table."""
     machine = record.machine
-    return str(machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads")
+    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
+    return str(machine.get("gpu") or f"{machine['processor']}, {threads}")
 
 
 def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
