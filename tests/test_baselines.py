@@ -122,11 +122,15 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
         assert dslib.evaluate(done.model, digits.val) > 0.2  # twice chance, in a moment
 
 
-def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, digits, by_work, steady):
+def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, digits, by_work, steady, monkeypatch):
+    seen, loss_on = [], evolution.loss_on
+    monkeypatch.setattr(evolution, "loss_on", lambda net, images: seen.append(images) or loss_on(net, images))
     found = METHODS["metapruning"](trained, digits, Budget(1.5, 16), EFFORT).record
     assert len(found["random_losses"]) == evolution.FIRST
     assert found["candidates"] > evolution.FIRST
     assert found["loss"] < np.mean(found["random_losses"])
+    chosen_by, compared_on = ({image.numpy().tobytes() for image in split.images} for split in (seen[0], seen[-1]))
+    assert not chosen_by & compared_on  # images that did not choose
     assert len(found["random_macs"]) == evolution.FIRST
     assert max(found["random_macs"]) < dslib.count_macs(trained, (3, 16, 16))
 
