@@ -262,7 +262,7 @@ def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate)
         raise DslibError(f"{station.name}: what it reads or gives is too large on these images: were they normalised?")
     if sums.count < sums.unknowns:
         warnings.warn(
-            f"{station.name}: {sums.count} positions for {sums.unknowns} unknowns: give more images", stacklevel=5
+            f"{station.name}: {sums.count} positions for {sums.unknowns} weights to fit: give more images", stacklevel=5
         )
     try:
         weight, bias, error = sums.solve(config.ridge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .cli_options import (
     log_for,
     log_options,
     network_options,
+    next_step,
     of_recipe,
     parse_options,
     runtime_option,
@@ -39,6 +41,7 @@ from .states import claimed, remove_state
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code that warns
     sys.path.insert(0, "")  # so that --model mynet:build finds mynet.py in the current folder
     try:
         app.main(standalone_mode=False)
@@ -228,7 +231,7 @@ def merge_command(recipe: Path, border_size: int | None, trust: str | None, out:
 
     small, found = dslib.load(recipe, trust)
     merged, written = found.merge_into(small, border_size=border_size)
-    click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
+    click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}\n{next_step(out)}")
 
 
 @app.command("export")

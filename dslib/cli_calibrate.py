@@ -11,7 +11,7 @@ import torch
 
 from .blocks import droppable, structure_of
 from .calibration import Calibrate
-from .cli_options import device_option, network_options, parse_options, settings
+from .cli_options import device_option, network_options, next_step, parse_options, settings
 from .errors import BadConfig, MaskMismatch, require
 from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 
@@ -87,7 +87,9 @@ def calibrate_command(
                 can_add, f"{ranking} only orders the sites, and --speedup adds importances: rank anew", MaskMismatch
             )
         else:
-            found = rank(network, sites, photos.first(rank_count), config, drop=drop)
+            few = photos.first(rank_count)
+            click.echo(f"ranking {len(sites.mergeable)} sites on {len(few)} photos, one calibration each")
+            found = rank(network, sites, few, config, drop=drop)
             if ranking is not None:
                 found.save(ranking)
         if k is not None:
@@ -95,6 +97,7 @@ def calibrate_command(
         else:
             found = found if drop else replace(found, dropped={})
             plan = _quicker(network, sites, found, speedup or 1.0, runtime, precision)
+    click.echo(f"calibrating on {len(photos)} photos")
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
@@ -108,7 +111,7 @@ def calibrate_command(
     else:
         same = agreement(*(logits_of(net, photos, config.batch_size) for net in (done.model, network)))
         click.echo(f"agrees with the original on {same:.2%} of the photos that it was made with (no labels were found)")
-    click.echo(f"written: {dslib.save(out, done.model, recipe)}")
+    click.echo(f"written: {dslib.save(out, done.model, recipe)}\n{next_step(out)}")
 
 
 def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str, precision: str) -> Any:
@@ -116,6 +119,7 @@ def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str,
     from .planning import for_speedup
     from .profiling import profile
 
+    click.echo(f"measuring {len(sites)} sites on {runtime}")
     cost = profile(network, sites, runtime=runtime, precision=precision)
     plan, (ratio, low, high) = for_speedup(network, found, cost, speedup, runtime=runtime, precision=precision)
     click.echo(f"{ratio:.2f} times as fast as the original (quartiles {low:.2f} to {high:.2f}; {cost.runtime})")

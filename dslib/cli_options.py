@@ -189,3 +189,9 @@ def _argument_texts(config: type) -> dict[str, str]:
             if colon:
                 texts.update({part.strip(): text for part in name.split(",")})
     return texts
+
+
+def next_step(recipe: Path) -> str:
+    """What to do with a merged network, for a user who has just made one."""
+    name = shlex.quote(str(recipe))
+    return f"next: dslib export {name} --out net.onnx; its accuracy: dslib eval {name} --data ..."

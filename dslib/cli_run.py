@@ -11,6 +11,7 @@ import click
 from .cli_options import (
     data_options,
     network_options,
+    next_step,
     of_recipe,
     parse_options,
     settings,
@@ -27,6 +28,7 @@ from .watching import Log
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
 STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}
+UNITS = ((3600, "s", 90), (60, "min", 90), (1, "h", float("inf")))  # an hour's number of each, and the most told so
 HEADS = {
     "accuracy": "accuracy",
     "macs": "MMACs",
@@ -94,14 +96,15 @@ def run_command(
     if dry_run:
         from dslib.trial import trial
 
-        say(trial(config).to_string(float_format="{:.3g}".format))
+        rows = trial(config).rename(columns={"hours": "time", "GPU-hours": "GPU-time"})
+        say(rows.to_string(float_format="{:.3g}".format, formatters={"time": as_time, "GPU-time": as_time}))
         processes.finish()
         return
     require(out is not None, "--out: expected a folder for what the run makes; found none")
     assert out is not None
     record = dslib.run(config, out, click.echo, tensorboard)
     say(table(record.values))
-    say(f"written: {out}")
+    say(f"written: {out}\n{next_step(out / 'merged.json')}")
     processes.finish()
 
 
@@ -124,6 +127,13 @@ def eval_command(
     Log(echo=click.echo).say(f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(loaded.val)} images of "
                              f"{loaded.image_size} px")  # fmt: skip
     processes.finish()
+
+
+def as_time(hours: float | str) -> str:
+    """Hours for people: "4.2 s", "12.0 min", "3.5 h"; what is no number stays."""
+    if isinstance(hours, str):
+        return hours
+    return next(f"{hours * unit:.1f} {name}" for unit, name, most in UNITS if hours * unit < most)
 
 
 def table(values: dict[str, Any]) -> str:

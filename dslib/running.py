@@ -131,7 +131,9 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
 
     def stage1() -> Found:
         if config.calibrate:
-            return rank(model, sites, data.train.first(RANKED_IMAGES, config.seed), settings)
+            images = data.train.first(RANKED_IMAGES, config.seed)
+            log.say(f"ranking {len(sites.mergeable)} sites on {len(images)} images, one calibration each")
+            return rank(model, sites, images, settings)
         return search(model, data, sites, cost, config.search, out / "search.partial.safetensors", log)
 
     found = stage.file("search", Found.load, stage1, together=not config.calibrate)
@@ -145,6 +147,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
 
     def calibrated() -> tuple[nn.Module, Recipe]:
         images = data.train.first(CALIBRATION_IMAGES, config.seed)
+        log.say(f"calibrating on {len(images)} images")
         return calibrate(model, mask, images, settings).model, shrunk_recipe
 
     start = stage.network("calibrated", calibrated)[0] if config.calibrate else None
@@ -182,7 +185,9 @@ def _original(config: Run, data: Data, device: torch.device, out: Path, log: Log
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     find_sites(model, data.image_size, config.single).check_k(config.k)  # before hours of training, not after
-    if not loaded.trained:
+    if loaded.trained:
+        log.say("the weights are for these classes: nothing is trained before the search")
+    else:
         pretrain(
             model,
             data,

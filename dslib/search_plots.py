@@ -97,6 +97,25 @@ def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_reading() -> Figure:
+    """How a frontier is read: the distance of two ways' lines at equal accuracy and at equal speed. No one's numbers."""
+    figure, axes = new_figure(6.5, 3.4)
+    better, worse = ((1.0, 1.3, 1.6, 2.0), (90, 89, 86, 78)), ((1.0, 1.2, 1.4, 1.6), (90, 87, 82, 74))
+    for name, line, colour in (("one way", better, HUES["planner"]), ("another", worse, HUES["layers"])):
+        axes.plot(*line, "o-", color=colour)
+        axes.annotate(name, (line[0][-1], line[1][-1]), xytext=(8, 0), textcoords="offset points", va="center")
+    both = {"arrowstyle": "<->"}
+    axes.annotate("", (1.4, 82), (np.interp(-82, [-86, -78], [1.6, 2.0]), 82), arrowprops=both)
+    axes.annotate("at equal accuracy:\nhow much faster", (1.61, 81), ha="center", va="top")
+    axes.annotate("", (1.2, 87), (1.2, np.interp(1.2, *better)), arrowprops=both)
+    axes.annotate("at equal speed:\nhow much more accurate", (1.17, 88.5), xytext=(-8, -40), textcoords="offset points",
+                  ha="center", va="top")  # fmt: skip
+    axes.plot(1.0, 90, "*", color=ORIGINAL, markersize=14)
+    axes.annotate("original", (1.0, 90), xytext=(0, 10), textcoords="offset points", ha="center")
+    axes.set(xlabel="speed", ylabel="accuracy", xticks=[], yticks=[], xlim=(0.85, 2.3), ylim=(72, 93))
+    return figure
+
+
 def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = None, title: str = "") -> Figure:
     """Accuracy over throughput of each method, means over seeds with standard deviations; the best so far stepped.
 

@@ -120,3 +120,19 @@ def plot_gains(gains: Mapping[str, pd.DataFrame], published: Mapping[str, pd.Ser
     axes.set(xlim=(-0.6, len(ways) - 0.4), ylabel="accuracy over plain finetuning's, points")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def plot_hours(hours: Mapping[str, float]) -> Figure:
+    """How long each training of a run takes, one after another.
+
+    Args:
+        hours: name of a training -> its hours.
+    """
+    figure, axes = new_figure(6.5, 1.3)
+    began = 0.0
+    for (name, took), colour in zip(hours.items(), (KEPT, MERGED, LINEAR), strict=False):
+        axes.barh(0, took, left=began, color=colour)
+        axes.text(began + took / 2, 0, name, ha="center", va="center", color="white", weight="bold")
+        began += took
+    axes.set(xlabel="hours", yticks=[])
+    return figure

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import processes
+from .calibration import calibrate
 from .datasets import Data, load_data
 from .devices import peak_memory_gib, pick_device, tune_allocator
 from .finetuning import finetune
 from .found import Found
+from .masks import Mask
 from .models import load_model
 from .recipes import activation
-from .running import Run, pretrain
+from .running import CALIBRATION_IMAGES, RANKED_IMAGES, Run, pretrain
 from .schedules import Train
 from .searching import search
 from .shrinking import fade, shrink
@@ -34,7 +36,8 @@ def trial(config: Run) -> pd.DataFrame:
 
     Columns: images (of a step, as shape), steps, s/step (of the later two thirds, the loader's time included),
     images/s, s/evaluation, hours, GPU-hours (on a GPU, of all processes), GiB (the largest memory so far: of the GPU,
-    or of this process). A ranking and calibrations (`calibrate`) are not trainings and not in the table.
+    or of this process). With `calibrate`, the ranking and the calibration of the plan have a row each too, a step of
+    which is one calibration: the middle site's is timed for the ranking, the plan's on some of its images.
 
     Raises:
         DslibError: what the run would raise before it trains.
@@ -57,14 +60,23 @@ def trial(config: Run) -> pd.DataFrame:
             if steps:
                 work(Log(steps=steps))
         except Enough as trial:
-            rows[name] = _row(stage, data, trial, evaluations * took, took, device)
+            first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
+            step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
+            rows[name] = _row(stage.batch_size, data, trial.steps, step, device, evaluations, took)
 
     if not loaded.trained:
         head_only = config.weights != "none"
         tried("original", config.pretrain, config.pretrain.epochs,
               lambda log: pretrain(model, data, config, head_only, log=log))  # fmt: skip
         model.requires_grad_(True)
-    if not config.calibrate:
+    if config.calibrate:
+        middle = sites.mergeable[len(sites.mergeable) // 2]
+        alone = sites.mask([name for name in sites.names if name != middle])
+        for name, plan, count, steps in (("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
+                                         ("calibration", mask, CALIBRATION_IMAGES, 1)):  # fmt: skip
+            count = min(count, len(data.train))
+            rows[name] = _row(count, data, steps, _calibration(model, plan, data, count), device)
+    else:
         costs = dict.fromkeys(sites.mergeable, 1.0)
         tried("search", config.search, 0, lambda log: search(model, data, sites, costs, config.search, log=log))
     make = shrink if config.calibrate else fade
@@ -78,17 +90,15 @@ def trial(config: Run) -> pd.DataFrame:
 
 
 def _row(
-    config: Train, data: Data, trial: Enough, evaluations: float, took: float, device: torch.device
+    images: int, data: Data, steps: int, step: float, device: torch.device, evaluations: int = 0, took: float = 0.0
 ) -> dict[str, Any]:
-    """A training's row; `evaluations` is the time (s) of all its evaluations, `took` of one."""
-    first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
-    step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
-    hours = (trial.steps * step + evaluations) / 3600
+    """A row: steps of so many images and seconds each, and evaluations that take `took` seconds."""
+    hours = (steps * step + evaluations * took) / 3600
     gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
     return {
-        "images": f"{config.batch_size} x 3 x {data.image_size} x {data.image_size}", "steps": trial.steps,
-        "s/step": step, "images/s": config.batch_size / step, "s/evaluation": took, "hours": hours,
+        "images": f"{images} x 3 x {data.image_size} x {data.image_size}", "steps": steps,
+        "s/step": step, "images/s": images / step, "s/evaluation": took, "hours": hours,
         "GPU-hours": hours * processes.started() if gpu else "", "GiB": memory,
     }  # fmt: skip
 
@@ -99,6 +109,14 @@ def _enough(config: Train, data: Data) -> int:
         return STEPS
     workers = data.train.workers if config.workers is None else config.workers
     return STEPS * max(1, workers)
+
+
+def _calibration(model: torch.nn.Module, mask: Mask, data: Data, count: int) -> float:
+    """Seconds that a calibration on so many images takes, from one on some of them."""
+    some = data.train.first(min(count, IMAGES))
+    began = time.perf_counter()
+    calibrate(model, mask, some, progress=False)
+    return (time.perf_counter() - began) * count / len(some)
 
 
 @torch.inference_mode()

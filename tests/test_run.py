@@ -10,6 +10,7 @@ from conftest import MODEL, SHORT, call, start
 
 import dslib
 from dslib.checkpoints import load_tensors
+from dslib.cli_run import as_time
 from dslib.running import CALIBRATED
 from dslib.states import claimed
 
@@ -142,6 +143,12 @@ def test_a_runs_own_settings_repeat_it_and_a_dry_run_writes_nothing(tmp_path, np
     assert status == 0, err
     assert [line.split()[0] for line in out.splitlines()] == ["images", "original", "search", "finetune"]
     assert "16 x 3 x 16 x 16" in out  # the pretraining's batch
+    status, out, err = call(*words, "--calibrate", "--dry-run", cwd=tmp_path)
+    assert status == 0, err
+    table = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in table] == ["images", "original", "ranking", "calibration", "finetune"]
+    assert "time" in table[0]
+    assert [row[8] for row in table[2:4]] == ["4", "1"], "steps: each site and none of them, the plan"
     assert {path.name for path in tmp_path.iterdir()} == {"easy.npz"}
     assert "--out: expected a folder" in refused(*words)
     assert call(*words, "--out", "r", "--tensorboard", cwd=tmp_path)[0] == 0
@@ -184,6 +191,11 @@ def test_a_runs_own_settings_repeat_it_and_a_dry_run_writes_nothing(tmp_path, np
     (tmp_path / "odd.json").write_text(json.dumps(config | {"speed": 3}))
     assert "odd.json: unknown settings speed" in refused("run", "--config", "odd.json", "--out", "x")
     assert "no file none.json" in refused("run", "--config", "none.json", "--out", "x")
+
+
+def test_hours_are_told_in_units_that_people_read():
+    told = [as_time(hours) for hours in (0.000588, 0.024, 0.026, 1.4, 1.6, 300, "")]
+    assert told == ["2.1 s", "86.4 s", "1.6 min", "84.0 min", "1.6 h", "300.0 h", ""]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path, npz, refused):

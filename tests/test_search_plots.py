@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from dslib import search_plots
 from dslib.baselines import METHODS
@@ -92,3 +93,15 @@ def test_a_method_has_one_colour_whatever_stands_beside_it():
     assert search_plots.hue("of nobody", 1) != search_plots.hue("of nobody", 2)
     assert len({search_plots.HUES[name] for name in METHODS}) == len(METHODS)
     assert set(RIVALS) <= set(search_plots.HUES)
+
+
+def test_how_a_frontier_is_read():
+    axes = search_plots.plot_reading().axes[0]
+    ours, theirs = (np.array(line.get_data(), float) for line in axes.lines[:2])
+    arrows = [(text.xy, text.xyann) for text in axes.texts if text.arrow_patch is not None]
+    assert len(arrows) == 2
+    for ours_end, theirs_end in (arrows[0][::-1], arrows[1][::-1]):
+        assert np.interp(ours_end[0], *ours) == pytest.approx(ours_end[1])
+        assert np.interp(theirs_end[0], *theirs) == pytest.approx(theirs_end[1])
+    assert arrows[0][0][1] == arrows[0][1][1], "equal accuracy"
+    assert arrows[1][0][0] == arrows[1][1][0], "equal speed"

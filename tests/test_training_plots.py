@@ -82,3 +82,9 @@ def test_gains_ours_with_their_spread_and_the_papers():
     assert theirs.get_markerfacecolor() == "none"
     assert theirs.get_color() == second.lines[0].get_color() != first.lines[0].get_color()
     assert [text.get_text() for text in axes.get_xticklabels()] == ["boundary", "teacher"]
+
+
+def test_trainings_follow_one_another():
+    axes = training_plots.plot_hours({"search": 3.0, "finetune": 5.0}).axes[0]
+    assert [(bar.get_x(), bar.get_width()) for bar in axes.patches] == [(0, 3), (3, 5)]
+    assert [text.get_text() for text in axes.texts] == ["search", "finetune"]

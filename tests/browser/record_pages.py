@@ -1,11 +1,15 @@
-"""Write data/results/pages.json: how heavy each built page is, and how soon it shows something.
+"""Write data/results/pages.json: how long a build takes, how heavy each page is, and how soon it shows something.
 
-`python tests/browser/record_pages.py`, after `python3 dev.py book`.
+`python tests/browser/record_pages.py`, after `python3 dev.py setup`; what was built before is removed first.
 """
 
+import shutil
 import statistics
+import subprocess
+import sys
+import time
 
-from pages import PAGES, ROOT, chromium, open_page, served, weight
+from pages import HTML, PAGES, ROOT, chromium, open_page, served, weight
 
 from dslib.devices import this_machine
 from dslib.records import Record, commit
@@ -24,8 +28,18 @@ METRICS = """new Promise(resolve => {
 })"""
 
 
+def build() -> float:
+    """Seconds of `dev.py book`."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, ROOT / "dev.py", "book"], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
 def main() -> None:
-    """Open each page several times on a local server; medians."""
+    """Build with nothing there, and again; open each page several times on a local server; medians."""
+    shutil.rmtree(HTML.parent, ignore_errors=True)
+    builds = {"cold_build_s": build(), "warm_build_s": build()}
+    print(builds)
     rows = []
     with chromium() as browser, served() as root:
         for name in PAGES:
@@ -42,7 +56,7 @@ def main() -> None:
             print(f"{name}: {rows[-1]['gzipped_bytes'] / 1e6:.2f} MB, {medians['first_contentful_paint_ms']:.0f} ms")
         config = {"times": TIMES, "browser": f"Chromium {browser.version}, headless", "server": "http.server, local"}
     command = "python tests/browser/record_pages.py"
-    Record("pages", command, config, {"rows": rows}, this_machine(), commit()).save(ROOT / "data/results/pages.json")
+    Record("pages", command, config, {"rows": rows, **builds}, this_machine(), commit()).save(ROOT / "data/results/pages.json")
 
 
 if __name__ == "__main__":

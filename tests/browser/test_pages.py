@@ -185,3 +185,12 @@ def test_from_a_file_the_lab_says_how_to_serve_it(browser):
     open_page(page, f"{HTML.as_uri()}/book/in_your_browser.html")
     assert "python3 dev.py serve" in page.locator("#lab").inner_text()
     page.close()
+
+
+def test_a_lab_without_its_files_says_what_is_missing(browser, http_root):
+    page = browser.new_page()
+    page.route("**/vendor/ort/**", lambda route: route.abort())
+    open_page(page, f"{http_root}/book/in_your_browser.html")
+    page.click("text=Measure here")
+    page.wait_for_selector("text=ONNX Runtime Web is not here")
+    page.close()
