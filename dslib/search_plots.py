@@ -98,7 +98,7 @@ def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
 
 
 def plot_reading() -> Figure:
-    """How a frontier is read: the distance of two ways' lines at equal accuracy and at equal speed. No one's numbers."""
+    """How a frontier is read: the distance of two lines at equal accuracy and at equal speed. Nobody's numbers."""
     figure, axes = new_figure(6.5, 3.4)
     better, worse = ((1.0, 1.3, 1.6, 2.0), (90, 89, 86, 78)), ((1.0, 1.2, 1.4, 1.6), (90, 87, 82, 74))
     for name, line, colour in (("one way", better, HUES["planner"]), ("another", worse, HUES["layers"])):

@@ -4,6 +4,7 @@ import copy
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, ev
 from dslib.baselines import budget as budget_module
 from dslib.baselines.budget import least
 from dslib.baselines.rebuilding import REBUILD, rebuilt
+from dslib.baselines.slim import coupled
 from dslib.baselines.tuning import Clock
 from dslib.blocks import droppable
 from dslib.errors import BadConfig, BadModel
@@ -232,16 +234,31 @@ def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
     pytest.importorskip("openvino")
     images = torch.randn(2, 3, 32, 32)
     before = copy.deepcopy(network.state_dict())
-    for compete in (False, True):
-        small = channels.cut(network, 0.5, 32, channels.magnitudes, compete)
+    gradients = [[torch.randn_like(parameter) for parameter in network.parameters()]]
+    taylors = partial(channels.taylors, gradients)
+    runtimes = ("eager", "nchw", "onnxruntime", "openvino")
+    for score, compete, more in ((channels.magnitudes, False, ()), (taylors, True, ("compile",))):
+        small = channels.cut(network, 0.5, 32, score, compete)
         assert dslib.count_parameters(small) < 0.7 * dslib.count_parameters(network)
         outputs = small(images)
         assert outputs.shape == (2, 10)
-        for runtime in ("eager", "onnxruntime", "openvino"):
+        for runtime in (*runtimes, *more):
             timing = dslib.measure({"small": small}, images, rounds=1, runtime=runtime)
             assert timing.median("small") > 0
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
     assert channels.cut(network, 0.0, 32, channels.magnitudes, False) is not network
+
+
+def test_taylor_scores_let_a_channels_products_cancel():
+    model = nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    with torch.no_grad():
+        model[0].weight[:8] = torch.tensor([1.0, 1.0, -2.0]).reshape(3, 1, 1)
+        model[0].weight[8:] = 1.0
+    gradient = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    gradient[0] = torch.ones_like(gradient[0])
+    groups = coupled(model, 32)[1]
+    found = channels.taylors([gradient, gradient], model)(groups[0])
+    assert found.tolist() == [0.0] * 8 + [2 * 3.0**2] * 8, "two batches, the square of a sum of three"
 
 
 def test_small_channels_go_first(network):

@@ -21,7 +21,7 @@ def test_what_is_cut_has_the_statistics_of_what_is_left(digits):
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     nn.init.constant_(network[0].running_mean, 9.0)
     effort = Effort(1.0, batch_size=16, images=4 * 33)  # the last batch is one image, and left out
-    assert tuning.settled(network, digits, effort, Clock(1.0, torch.device("cpu"))) is network
+    assert tuning.with_new_statistics(network, digits, effort, Clock(1.0, torch.device("cpu"))) is network
     seen = torch.cat([x for x, _ in digits.train.first(33, 0).batches(16)][:2])
     torch.testing.assert_close(network[0].running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert not network.training

@@ -15,7 +15,7 @@ from ..shrinking import shrink
 from ..sites import find_sites
 from .budget import Budget, least
 from .result import Pruned, ready
-from .tuning import Effort, settled, start, tune
+from .tuning import Effort, start, tune, with_new_statistics
 
 
 def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -48,6 +48,6 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
 
     removed = least(budget, model, make, clock, what="layers")
     teacher = model if effort.distil else None
-    small = settled(without(removed), data, effort, clock)
+    small = with_new_statistics(without(removed), data, effort, clock)
     done, history = tune(small, data, teacher, effort, clock)
     return Pruned(done, {"removed": removed, "seconds": clock.spent, "history": history})

@@ -99,26 +99,29 @@ def least(
         BadConfig: if not even the strength 1 meets the budget; says how fast that is.
     """
 
-    def tried(strength: float, rounds: int) -> tuple[float, T]:
+    def made(strength: float) -> tuple[nn.Module, T]:
         with clock.part("choosing"):
-            network, found = make(strength)
-        return replace(budget, rounds=rounds).reached(original, network), found
+            return make(strength)
 
-    speed, strongest = tried(1.0, budget.rounds)
-    if speed < budget.speedup:  # nor one unlucky one
-        speed, strongest = tried(1.0, 3 * budget.rounds)
+    def speed_of(network: nn.Module, rounds: int = budget.rounds) -> float:
+        return replace(budget, rounds=rounds).reached(original, network)
+
+    quickest, strongest = made(1.0)
+    speed = speed_of(quickest)
+    if speed < budget.speedup:  # one unlucky measurement refuses nothing
+        speed = speed_of(quickest, 3 * budget.rounds)
     require(speed >= budget.speedup, f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
             f"original on {budget.runtime}, expected {budget.speedup:g}", BadConfig)  # fmt: skip
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2
-        if tried(middle, budget.rounds)[0] >= budget.speedup:
+        if speed_of(made(middle)[0]) >= budget.speedup:
             high = middle
         else:
             low = middle
     while high < 1:  # one lucky measurement is not enough
-        speed, found = tried(high, 3 * budget.rounds)
-        if speed >= budget.speedup:
+        network, found = made(high)
+        if speed_of(network, 3 * budget.rounds) >= budget.speedup:
             return found
         high += 2.0**-steps
     return strongest

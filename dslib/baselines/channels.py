@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ..splits import Split
 from .budget import Budget, least
 from .result import Pruned, ready
 from .slim import STEP, UNKNOWN, blank_image, coupled
-from .tuning import Clock, Effort, settled, start, tune
+from .tuning import Clock, Effort, start, tune, with_new_statistics
 
 Score = Callable[[Any], Tensor]
 Importance = Callable[[nn.Module], Score]
@@ -60,26 +61,11 @@ def taylor(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     Source: Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019: of a channel's weights times
     gradients the sum, squared, batch by batch; over coupled layers as for `magnitude`. At once, and then finetuned.
     """
-    import torch_pruning
-
     clock = start(model, effort)
     model = ready(model, data, effort, clock)
     with clock.part("importance"):
         gradients = list(_gradients(model, data.train.first(effort.images, effort.seed), effort.batch_size))
-    own = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, multivariable=True)
-
-    def importance(network: nn.Module) -> Score:
-        def score(group: Any) -> Tensor:
-            found = []
-            for batch in gradients:
-                for parameter, gradient in zip(network.parameters(), batch, strict=True):
-                    parameter.grad = gradient
-                found.append(own(group).square())
-            return torch.stack(found).sum(0)
-
-        return score
-
-    small, strength = _pruned("taylor", model, data, budget, clock, importance, compete=True)
+    small, strength = _pruned("taylor", model, data, budget, clock, partial(taylors, gradients), compete=True)
     return _finetuned(small, strength, model, data, effort, clock)
 
 
@@ -144,7 +130,7 @@ def _pruned(
 def _finetuned(
     small: nn.Module, strength: float, model: nn.Module, data: Data, effort: Effort, clock: Clock
 ) -> Pruned:  # fmt: skip
-    small = settled(small, data, effort, clock)
+    small = with_new_statistics(small, data, effort, clock)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
     return Pruned(done, {"strength": strength, "seconds": clock.spent, "history": history})
 
@@ -154,6 +140,28 @@ def magnitudes(_: nn.Module) -> Score:
     import torch_pruning
 
     score: Score = torch_pruning.importance.GroupMagnitudeImportance(p=1, normalizer="mean")
+    return score
+
+
+def taylors(gradients: Sequence[Sequence[Tensor]], network: nn.Module) -> Score:
+    """Sums of weights times gradients, of each channel and batch over the layers that share it, squared and added up.
+
+    Args:
+        gradients: of each batch, for each of the network's parameters.
+        network: of the groups.
+    """
+    import torch_pruning
+
+    own = torch_pruning.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, multivariable=True)
+
+    def score(group: Any) -> Tensor:
+        found = []
+        for batch in gradients:
+            for parameter, gradient in zip(network.parameters(), batch, strict=True):
+                parameter.grad = gradient
+            found.append(own(group).square())
+        return torch.stack(found).sum(0)
+
     return score
 
 

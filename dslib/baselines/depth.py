@@ -26,7 +26,7 @@ from ..splits import hold_back
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready
-from .tuning import Clock, Effort, Portion, per_image, planned, prepare, settled, start, tune
+from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune, with_new_statistics
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
 RECOVERED_ON, REACH = 2**19, 4  # pixels, if `few` images have so many; and blocks: a ranking must leave time to train
@@ -99,7 +99,7 @@ def narrow_and_shrunk(model: nn.Module, data: Data, budget: Budget, effort: Effo
     """
     clock = start(model, effort)
     narrow, strength = narrowed(model, data, replace(budget, speedup=budget.speedup**0.5), effort, clock)
-    narrow = settled(narrow, data, effort, clock)
+    narrow = with_new_statistics(narrow, data, effort, clock)
     narrow = prepare(narrow, data, effort, clock, "narrowing", model if effort.distil else None)
     return _planned("narrow and shrunk", narrow, model, data, budget, effort, clock, {"strength": strength})
 
@@ -137,7 +137,7 @@ def _shrunk(
     if fading:
         small = fade(model, mask, None, data.image_size)
     else:
-        small = settled(shrink(model, mask, None, data.image_size), data, effort, clock)
+        small = with_new_statistics(shrink(model, mask, None, data.image_size), data, effort, clock)
     done, history = tune(small, data, original if effort.distil else None, effort, clock)
     return Pruned(merge(done), {"removed": list(mask.removed), "seconds": clock.spent, "history": history})
 

@@ -181,7 +181,7 @@ def prepare(
     return _timed(network, data, teacher, config, clock, name, effort.share * clock.left())[0]
 
 
-def settled(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
+def with_new_statistics(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
     """The network with BatchNorm's statistics gathered anew, in place: what was taken out has changed them."""
     with clock.part("statistics"):
         images = data.train.first(effort.few, effort.seed)

@@ -56,7 +56,8 @@ def main() -> None:
             print(f"{name}: {rows[-1]['gzipped_bytes'] / 1e6:.2f} MB, {medians['first_contentful_paint_ms']:.0f} ms")
         config = {"times": TIMES, "browser": f"Chromium {browser.version}, headless", "server": "http.server, local"}
     command = "python tests/browser/record_pages.py"
-    Record("pages", command, config, {"rows": rows, **builds}, this_machine(), commit()).save(ROOT / "data/results/pages.json")
+    record = Record("pages", command, config, {"rows": rows, **builds}, this_machine(), commit())
+    record.save(ROOT / "data/results/pages.json")
 
 
 if __name__ == "__main__":
