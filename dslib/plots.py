@@ -87,14 +87,11 @@ def plot_search(found: Found) -> Figure:
     last = set(found.history[-1]["kept"])
     for name, path in zip(found.m, np.vstack([np.ones(paths.shape[1]), paths]).T, strict=True):
         axes.plot(path, color=KEPT if name in last else MERGED, linewidth=1.6)
-        axes.annotate(
-            name,
-            (len(path) - 1, path[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-        )
+    end, gap = len(paths), max(np.ptp(np.append(paths, 1.0)) / 26, 1e-9)  # 26 names, one above the other, fill the axis
+    order = np.argsort(paths[-1])
+    for i, at in zip(order, _apart(paths[-1][order], gap), strict=True):
+        axes.annotate(list(found.m)[i], (end, paths[-1][i]), xytext=(1.03 * end, at), fontsize=7, va="center",
+                      annotation_clip=False, arrowprops={"arrowstyle": "-", "linewidth": 0.4})  # fmt: skip
     axes.set_xticks(range(len(paths) + 1))
     axes.set(xlabel="epoch", ylabel="importance m")
     axes.legend(handles=_patches({"kept": KEPT, "removed": MERGED}), frameon=False)
@@ -253,6 +250,13 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, A
     for one in np.atleast_1d(axes):
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _apart(values: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending values moved as little as keeps a gap between neighbours, their middle about where it was."""
+    steps = gap * np.arange(len(values))
+    up, down = np.maximum.accumulate(values - steps), np.minimum.accumulate((values - steps)[::-1])[::-1]
+    return (up + down) / 2 + steps
 
 
 def _two_colours(low: str, high: str) -> Any:

@@ -85,7 +85,8 @@ def test_every_figure_has_a_caption_and_a_text_in_its_place(path):
         drawn = [kind for output in cell.get("outputs", ()) for kind in output.get("data", ()) if "image" in kind]
         told = cell["metadata"].get("mystnb", {})
         assert bool(drawn) == bool(told), cell["id"]
-        if told:
+        if told:  # the caption would stand below every table too
+            assert ["data" in output for output in cell["outputs"]].count(True) == 1, cell["id"]
             assert told["figure"]["caption"].endswith(".")
             assert len(told["image"]["alt"]) > 20
 

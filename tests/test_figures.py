@@ -36,6 +36,22 @@ def test_a_search_is_one_line_a_site():
     assert [line.get_ydata().tolist() for line in lines] == [[1.0, 1.2, 1.5], [1.0, 0.9, 0.8]]
 
 
+def test_names_at_a_searchs_end_do_not_cover_each_other():
+    names = [f"site{i}" for i in range(17)]
+    ends = [1.0 + 0.001 * i for i in range(16)] + [1.4]
+    history = [{"m": [1.0] * 16 + [0.8], "kept": names[:3]}, {"m": ends[::-1], "kept": names[:3]}]
+    texts = (
+        plots.plot_search(dslib.Found(dict(zip(names, ends[::-1], strict=True)), (), tuple(names), history))
+        .axes[0]
+        .texts
+    )
+    places = {text.get_text(): text.xyann[1] for text in texts}
+    assert sorted(places, key=places.get) == names[::-1], "in the order of the lines"
+    assert min(np.diff(sorted(places.values()))) > 0.6 / 27
+    assert places["site0"] == pytest.approx(1.4), "what is far from others stays"
+    assert all(text.xy[1] == ends[::-1][names.index(text.get_text())] for text in texts), "each points to its line"
+
+
 def test_maps_kernels_and_runs():
     error = np.zeros((5, 5))
     error[0] = 0.3
