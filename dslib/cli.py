@@ -231,7 +231,8 @@ def merge_command(recipe: Path, border_size: int | None, trust: str | None, out:
 
     small, found = dslib.load(recipe, trust)
     merged, written = found.merge_into(small, border_size=border_size)
-    click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}\n{next_step(out)}")
+    click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
+    click.echo(next_step(out, written.model))
 
 
 @app.command("export")

@@ -111,7 +111,7 @@ def calibrate_command(
     else:
         same = agreement(*(logits_of(net, photos, config.batch_size) for net in (done.model, network)))
         click.echo(f"agrees with the original on {same:.2%} of the photos that it was made with (no labels were found)")
-    click.echo(f"written: {dslib.save(out, done.model, recipe)}\n{next_step(out)}")
+    click.echo(f"written: {dslib.save(out, done.model, recipe)}\n{next_step(out, model)}")
 
 
 def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str, precision: str) -> Any:

@@ -191,7 +191,7 @@ def _argument_texts(config: type) -> dict[str, str]:
     return texts
 
 
-def next_step(recipe: Path) -> str:
-    """What to do with a merged network, for a user who has just made one."""
-    name = shlex.quote(str(recipe))
+def next_step(path: Path, model: str) -> str:
+    """What to do with a merged network, for a user who has just made one of a model of this name."""
+    name = shlex.quote(str(path)) + (f" --trust {model}" if ":" in model else "")
     return f"next: dslib export {name} --out net.onnx; its accuracy: dslib eval {name} --data ..."

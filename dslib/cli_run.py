@@ -104,7 +104,7 @@ def run_command(
     assert out is not None
     record = dslib.run(config, out, click.echo, tensorboard)
     say(table(record.values))
-    say(f"written: {out}\n{next_step(out / 'merged.json')}")
+    say(f"written: {out}\n{next_step(out / 'merged.json', config.model)}")
     processes.finish()
 
 

@@ -61,7 +61,7 @@ class Found:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a site: its importance and its rank (1 is kept longest)."""
+        """One row a site, with its importance and its rank (1 is kept longest)."""
         import pandas as pd
 
         frame = pd.DataFrame({"m": self.m})

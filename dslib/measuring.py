@@ -57,7 +57,7 @@ class Timing:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Per network: median latency and its quartiles in ms, images per second, share of rounds that are outliers."""
+        """One row a network, with median latency and quartiles (ms), images per second, share of outliers in the rounds."""
         import pandas as pd
 
         rows = {}
@@ -74,7 +74,7 @@ class Timing:
 
     @property
     def busy(self) -> bool:
-        """Whether the machine had more to do: others had a tenth of the cores used, or a tenth of rounds are outliers.
+        """Whether the machine had more to do, so that others had a tenth of the cores used or a tenth of rounds outlie.
 
         One whole core of others' is enough.
         """

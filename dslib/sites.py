@@ -104,7 +104,7 @@ class Sites(Sequence[Site]):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row per site: input, merged convolution, whether it can be merged and why not."""
+        """One row per site, with input, merged convolution, whether it can be merged and why not."""
         import pandas as pd
 
         rows = [

@@ -28,6 +28,7 @@ def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz
         "other top-1 on 0 of 32 images",
     ):
         assert text in out
+    assert "next: dslib export r/merged.json --trust conftest:Tiny --out net.onnx" in out
     names = {"config", "original", "cost", "search", "mask", "shrunk", "merged", "record"}
     assert names <= {path.stem for path in (tmp_path / "r").iterdir()}
     assert not list((tmp_path / "r").glob("*partial*"))
