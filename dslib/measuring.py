@@ -57,7 +57,7 @@ class Timing:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a network, with median latency and quartiles (ms), images per second, share of outliers in the rounds."""
+        """One row a network, with median latency and quartiles (ms), images per second, share of outlying rounds."""
         import pandas as pd
 
         rows = {}
