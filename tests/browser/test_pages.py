@@ -117,6 +117,14 @@ def test_nothing_bars_a_reader(browser, http_root, name, theme):
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_phone(browser, http_root, name):
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    open_page(page, f"{http_root}/{name}")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_light(browser, http_root, name):
     page = browser.new_page()
     assert weight(page, f"{http_root}/{name}") < MOST
