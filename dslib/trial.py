@@ -70,8 +70,8 @@ def trial(config: Run) -> pd.DataFrame:
               lambda log: pretrain(model, data, config, head_only, log=log))  # fmt: skip
         model.requires_grad_(True)
     if config.calibrate:
-        middle = sites.mergeable[len(sites.mergeable) // 2]
-        alone = sites.mask([name for name in sites.names if name != middle])
+        middle = sites.mergeable[len(sites.mergeable) // 2 :][:1]
+        alone = sites.mask([name for name in sites.names if name not in middle])
         for name, plan, count, steps in (("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
                                          ("calibration", mask, CALIBRATION_IMAGES, 1)):  # fmt: skip
             count = min(count, len(data.train))
