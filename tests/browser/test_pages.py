@@ -106,6 +106,7 @@ def test_nothing_bars_a_reader(browser, http_root, name, theme):
     """Axe-core finds no serious violation of accessibility."""
     page = browser.new_page(color_scheme=theme)
     open_page(page, f"{http_root}/{name}")
+    page.add_style_tag(content="* { transition: none !important; }")  # colours on their way are no one's colours
     page.wait_for_timeout(500)  # the theme makes what scrolls focusable after all has loaded
     page.add_script_tag(path=AXE)
     # docutils puts backlinks into its list of citations
