@@ -253,7 +253,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, A
 
 
 def _apart(values: np.ndarray, gap: float) -> np.ndarray:
-    """Ascending values moved as little as keeps a gap between neighbours, their middle about where it was."""
+    """Ascending values moved so that neighbours keep a gap, the largest move as small as it can be."""
     steps = gap * np.arange(len(values))
     up, down = np.maximum.accumulate(values - steps), np.minimum.accumulate((values - steps)[::-1])[::-1]
     return (up + down) / 2 + steps

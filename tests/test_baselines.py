@@ -187,7 +187,10 @@ def test_costs_of_blocks_are_measured_once_for_each_network(trained, monkeypatch
 def test_the_least_strength_that_meets_a_budget(by_work):
     original = nn.Conv2d(3, 10_000, 1)  # 192 units of work and 6
 
+    strengths = []
+
     def make(strength):
+        strengths.append(strength)
         width = round(10_000 * (1 - strength)) or 1
         return nn.Conv2d(3, width, 1), width
 
@@ -197,6 +200,7 @@ def test_the_least_strength_that_meets_a_budget(by_work):
     assert set(clock.spent) == {"choosing"}
     with pytest.raises(BadConfig, match=r"it: at its quickest the network is 32\.\d\d times as fast .*, expected 65"):
         least(Budget(65.0, 8), original, make, clock)
+    assert strengths.count(1.0) == 2, "made once in each call, though measured twice in the second"
 
 
 class Odd(nn.Module):
