@@ -147,6 +147,7 @@ def _calibrated(
     few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size))) if inner else []
     wanted = moments_at(networks.original, inner, few)
     errors: dict[str, float] = {}
+    short = False
     bar = tqdm(total=len(stations), desc="calibrate", leave=False, disable=None if progress else True)
     for some in shares(stations, networks.original, first, positions, count):
         targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
@@ -157,12 +158,16 @@ def _calibrated(
             for i, images in enumerate(batches(config.batch_size)):
                 found, read = values_at(rest.at(i), images, station)
                 sums.add(read, found, targets[station.name][i], i)
+            short |= sums.count < sums.unknowns
             errors[station.name] = _solved(station, sums, networks, config)
             if station is not stations[-1]:
                 rest.begin_after(station.name, batches(config.batch_size), count)
             del targets[station.name]
             bar.update()
     bar.close()
+    if short:  # the same words whatever the plan: a ranking, which calibrates often, says it once
+        warnings.warn(f"{count} images have fewer positions than some convolutions have weights to fit: give more "
+                      "images", stacklevel=5)  # fmt: skip
     for name, block in kept.items():
         small.set_submodule(name, block)
     return Calibrated(small, {s.name: errors[s.name] for s in stations if s.removed})
@@ -260,10 +265,6 @@ def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate)
     """Change the station's convolution in both small networks; returns the relative error that is left."""
     if not sums.is_finite():
         raise DslibError(f"{station.name}: what it reads or gives is too large on these images: were they normalised?")
-    if sums.count < sums.unknowns:
-        warnings.warn(
-            f"{station.name}: {sums.count} positions for {sums.unknowns} weights to fit: give more images", stacklevel=5
-        )
     try:
         weight, bias, error = sums.solve(config.ridge)
     except torch.linalg.LinAlgError as error:

@@ -53,6 +53,10 @@ class Finetune(Train):
         require(self.features >= 0, f"features: expected 0 or more, found {self.features}")
 
 
+#: name -> settings of a recipe: usual, or gentle for what is nearly right (no augmentation, BatchNorm frozen)
+RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
+
+
 class Finetuned(NamedTuple):
     """A finetuned network in eval, and one row an epoch."""
 

@@ -65,7 +65,7 @@ def steady(monkeypatch):
         monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
     monkeypatch.setattr(depth, "SEARCHING", 1.0)
     monkeypatch.setattr(Budget, "cost", lambda _, __, sites: costs(sites.names))
-    monkeypatch.setattr(evolution, "planned", lambda data, left, _, config: tuning.planned(data, left, 0.01, config))
+    monkeypatch.setattr(evolution, "planned", lambda data, left, _, *more: tuning.planned(data, left, 0.01, *more))
 
 
 def costs(names):

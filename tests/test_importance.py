@@ -2,17 +2,20 @@
 
 import copy
 import json
+import re
 import sys
 from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import Tiny, photos
+from conftest import MODEL, Tiny, call, photos
+from PIL import Image
 from torch import nn
 
 import dslib
 from dslib import planning
 from dslib.calibration import Calibrate, calibrate, logits_of
+from dslib.checkpoints import save_tensors
 from dslib.errors import BadConfig
 from dslib.evaluating import batchnorm_drift, recalibrate_batchnorm
 from dslib.found import Found
@@ -156,7 +159,6 @@ def test_hoisted_padding_is_no_drift():
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """`dslib calibrate`, or another, in this process, in tmp_path, for a trained Tiny; gives its output."""
-    from dslib.checkpoints import save_tensors
     from dslib.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -172,13 +174,15 @@ def command(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_folder_of_photos_is_enough(tmp_path, command):
-    from PIL import Image
-
-    for i in range(12):
-        path = tmp_path / "photos" / str(i % 3) / f"{i}.png"
+def write_photos(folder, count):
+    for i in range(count):
+        path = folder / str(i % 3) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((40, 30), 80).convert("RGB").save(path)
+
+
+def test_a_folder_of_photos_is_enough(tmp_path, command):
+    write_photos(tmp_path / "photos", 12)
     words = ("--images", "photos", "--image-size", 32, "--k", 1, "--rank-count", 8, "--out", "net.json")
     out = command(*words, "--ranking", "ranking.json", "--no-refit")
     assert "k=1 of 3" in out
@@ -191,6 +195,17 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
     with pytest.raises(SystemExit):
         command(*words)
     assert "k=1 of 3" in command(*words, "--skip-corrupt")
+
+
+def test_a_warning_is_one_line_and_said_once(tmp_path):
+    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
+    write_photos(tmp_path / "photos", 4)
+    words = ("--weights", "tiny.safetensors", "--images", "photos", "--count", 4, "--image-size", 16, "--k", 1)
+    status, _, err = call("calibrate", *MODEL[:2], *map(str, words), "--out", "net.json", cwd=tmp_path)
+    assert status == 0, err
+    assert re.findall(r"^.*(?:warn|\.py).*$", err, re.MULTILINE | re.IGNORECASE) == [
+        "warning: 4 images have fewer positions than some convolutions have weights to fit: give more images"
+    ]
 
 
 @pytest.mark.parametrize("labels", ["--labels", "--no-labels"])

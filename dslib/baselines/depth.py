@@ -164,4 +164,4 @@ def _search_time(model: nn.Module, data: Data, effort: Effort, clock: Clock) -> 
     """What a search may train on: its share of the time that is left."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
     each = SEARCHING * per_image(model, data, None, config, clock)
-    return planned(data, effort.share * clock.left(), each, config)
+    return planned(data, effort.share * clock.left(), each, config, clock)

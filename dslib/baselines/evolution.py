@@ -175,6 +175,6 @@ def _train(
         probe = train(slim, few, loss, replace(config, epochs=2), before_step=draw)
         share = (clock.now() - began) / (time.perf_counter() - wall)
     each = share * sum(row["seconds"] for row in probe) / (2 * len(few.train))
-    part = planned(data, seconds - clock.spent[GENERATORS], each, config)
+    part = planned(data, seconds - clock.spent[GENERATORS], each, config, clock)
     with clock.part(GENERATORS):
         train(slim, part.data, loss, replace(config, epochs=part.epochs), before_step=draw, title=GENERATORS)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,14 +15,13 @@ from torch import nn
 from ..datasets import Data
 from ..errors import nearest, require
 from ..evaluating import recalibrate_batchnorm
-from ..finetuning import Finetune, finetune
+from ..finetuning import RECIPES, Finetune, finetune
 from ..schedules import Train
 from ..shrinking import Fade
 from ..snapshots import History
 from ..splits import Split
 
 PROBE = 6  # batches that are timed to know how many fit
-RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def per_image(
     return share * sum(row["seconds"] for row in rows) / (2 * len(few.train))
 
 
-def planned(data: Data, seconds: float, each: float, config: Train) -> Portion:
+def planned(data: Data, seconds: float, each: float, config: Train, clock: Clock) -> Portion:
     """Which of the training images, and how many epochs of them, fit into a time.
 
     Of images in memory some come twice an epoch, so that the time is used up and nearly all images are seen.
@@ -135,12 +134,14 @@ def planned(data: Data, seconds: float, each: float, config: Train) -> Portion:
         seconds: there are.
         each: seconds that an image takes.
         config: batch size and seed.
+        clock: that has counted what went before.
     Raises:
-        BadConfig: if not one batch fits.
+        BadConfig: if not one batch fits; says what took the time.
     """
     fit, size = seconds / each, config.batch_size
-    require(fit >= size, f"{max(seconds, 0):.0f} s are left for a training, a batch takes {each * size:.1f} s: give "
-            "more seconds")  # fmt: skip
+    took = ", ".join(f"{name} {spent:.0f} s" for name, spent in clock.spent.items()) or "nothing yet"
+    require(fit >= size, f"{max(seconds, 0):.0f} of {clock.limit:.0f} s are left for a training (took: {took}), a "
+            f"batch takes {each * size:.1f} s: give more seconds")  # fmt: skip
     split = data.train
     in_memory = isinstance(split, Split)  # images on disk are not doubled: fewer of them then, more often
     epochs = max(1, int(fit / len(split)) if in_memory else math.ceil(fit / len(split)))
@@ -196,7 +197,7 @@ def _timed(
     before = clock.spent.get(name, 0.0)
     with clock.part(name):
         each = per_image(network, data, teacher, config, clock)
-    part = planned(data, seconds - (clock.spent[name] - before), each, config)
+    part = planned(data, seconds - (clock.spent[name] - before), each, config, clock)
     with clock.part(name):
         quick = replace(part.data, val=data.val.first(config.batch_size))
         done = finetune(network, quick, teacher, replace(config, epochs=part.epochs))

@@ -16,7 +16,7 @@ from ..datasets import Data, load_data
 from ..devices import this_machine
 from ..errors import require
 from ..evaluating import evaluate
-from ..finetuning import Finetune, finetune
+from ..finetuning import RECIPES, Finetune, finetune
 from ..importance import rank
 from ..masks import Mask
 from ..models import load_model
@@ -28,7 +28,6 @@ from .judging import hold_back
 from .rows import Rows
 
 STARTS = ("fading", "calibrated")
-RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 PROBE = 8  # batches that are timed to know how many fit
 
 
