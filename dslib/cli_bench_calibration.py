@@ -125,6 +125,10 @@ def memory_bench(out: Path | None, **given: Any) -> None:
 @click.option("--data", default="imagenette", show_default=True, help="The weights must be trained for its classes.")
 @click.option("--image-size", default=128, show_default=True, help="Side in pixels.")
 @click.option("--k", "ks", type=int, multiple=True, default=(8,), show_default=True, help="Sites to keep.")
+@click.option("--speedup", "speedups", type=float, multiple=True, default=(1.5,), show_default=True,
+              help="To be reached by merging and dropping blocks.")  # fmt: skip
+@click.option("--planned-on", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True,
+              help="The runtime that --speedup is planned and measured on.")  # fmt: skip
 @click.option("--count", default=2048, show_default=True, help="Images to calibrate with.")
 @click.option("--rank-count", default=512, show_default=True, help="Images to rank with.")
 @click.option("--batch-size", default=1, show_default=True, help="Images a batch, of the latencies.")

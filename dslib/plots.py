@@ -54,18 +54,22 @@ def plot_masks(masks: Mapping[int, Mask]) -> Figure:
     return figure
 
 
-def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = ()) -> Figure:
-    """One network as a row of blocks: kept and linear ones three layers deep, merged ones a single layer.
+def plot_mask(
+    mask: Mask, title: str = "", linear: Collection[str] = (), dropped: Collection[str] = ()
+) -> Figure:  # fmt: skip
+    """One network as a row of blocks: kept and linear ones three layers deep, merged ones one, dropped ones a wire.
 
     Args:
         mask: which sites are kept.
         title: above the picture.
         linear: names of removed sites that were not merged.
+        dropped: names of removed sites whose block is gone.
     """
     figure, axes = new_figure(7.5, 1.9)
     for i, (name, on) in enumerate(mask.items()):
         layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on or name in linear else ((0.34, 0.28),)
-        colour = KEPT if on else LINEAR if name in linear else MERGED
+        layers = ((0.46, 0.04),) if name in dropped else layers
+        colour = KEPT if on else LINEAR if name in linear else ORIGINAL if name in dropped else MERGED
         for bottom, height in layers:
             axes.add_patch(_box(i + 0.08, bottom, 0.84, height, colour))
         axes.text(i + 0.5, -0.08, name.rpartition(".")[2], ha="center", va="top", fontsize=8)
@@ -74,8 +78,9 @@ def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = ()) -> Figu
         "kept": KEPT,
         **({"linear: not worth merging": LINEAR} if linear else {}),
         "merged: one convolution": MERGED,
+        **({"dropped": ORIGINAL} if dropped else {}),
     }
-    axes.legend(handles=_patches(legend), frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, -0.42))
+    axes.legend(handles=_patches(legend), frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.42))
     axes.axis("off")
     return figure
 

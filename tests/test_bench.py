@@ -246,12 +246,23 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     trained = wide()
     monkeypatch.setattr(networks, "load_data", lambda *_: digits)
     monkeypatch.setattr(networks, "load_model", lambda *_: Loaded(trained, True))
+    asked = []
+
+    def for_speedup(model, found, cost, speedup, runtime):
+        asked.append((speedup, runtime, cost.runtime, cost.batch_size))
+        (name, *_) = found.dropped
+        return dslib.Plan(dslib.Mask({site: site != name for site in found.order}), dropped=[name]), (1.5, 1.4, 1.6)
+
+    monkeypatch.setattr(networks, "for_speedup", for_speedup)
     given = {"model": "conftest:wide", "data": "digits", "image_size": 16, "ks": (1, 2), "count": 64, "rank_count": 32,
-             "runtimes": ("eager",), "echo": lambda _: None}  # fmt: skip
+             "runtimes": ("eager",), "planned_on": "nchw", "echo": lambda _: None}  # fmt: skip
     record = networks.record_networks(tmp_path, **given)
     rows = {row["network"]: row for row in record.values["rows"]}
-    assert {name: len(row["removed"]) for name, row in rows.items()} == {"original": 0, "k1": 2, "k2": 1}
-    assert [row["network"] for row in record.values["timings"]] == ["original", "k1", "k2", networks.DENSE]
+    assert {name: len(row["removed"]) for name, row in rows.items()} == {"original": 0, "k1": 2, "k2": 1, "x1.5": 1}
+    assert rows["x1.5"]["dropped"] == rows["x1.5"]["removed"]
+    assert rows["x1.5"]["parameters"] < rows["k2"]["parameters"]
+    assert asked == [(1.5, "nchw", "nchw (eager, contiguous), float32", 1)]
+    assert [row["network"] for row in record.values["timings"]] == ["original", "k1", "k2", "x1.5", networks.DENSE]
     stored, _ = dslib.load(tmp_path / "original", "conftest:wide")
     assert torch.equal(stored.state_dict()["0.0.weight"], trained.state_dict()["0.0.weight"].half().float())
     assert rows["original"]["accuracy"] == dslib.evaluate(stored, digits.val)

@@ -29,6 +29,9 @@ def test_masks_are_drawn_row_by_row():
 def test_a_mask_is_three_layers_a_kept_block_and_one_a_merged():
     assert len(plots.plot_mask(MASKS[3]).axes[0].patches) == 3 * 3 + 1
     assert len(plots.plot_mask(MASKS[2], linear={"block.3"}).axes[0].patches) == 3 * 3 + 1
+    axes = plots.plot_mask(MASKS[2], dropped=MASKS[2].removed[:1]).axes[0]
+    assert sorted(box.get_height() for box in axes.patches)[0] < 0.1
+    assert [text.get_text() for text in axes.get_legend().get_texts()][-1] == "dropped"
 
 
 def test_a_search_is_one_line_a_site():

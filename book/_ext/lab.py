@@ -44,10 +44,11 @@ def export_all(folder: Path) -> None:
     torch.manual_seed(0)
     counterpart = dense(original, dslib.find_sites(original, side)).model
     networks = {"original": ("MobileNetV2", original), "dense": ("dense counterpart, random weights", counterpart)}
-    for path in sorted(NETWORKS.glob("k*.json")):
+    for path in sorted(NETWORKS.glob("[kx]*.json")):
         network, made = dslib.load(path)
-        kept = sum(made.mask.values())
-        networks[path.stem] = f"merged, {kept} of {len(made.mask)} sites kept", network
+        kept = f"{sum(made.mask.values())} of {len(made.mask)} sites kept"
+        done = [f"{len(names)} {what}" for what, names in (("dropped", made.dropped), ("merged", made.merged)) if names]
+        networks[path.stem] = f"{', '.join(done)}, {kept}", network
     image = torch.arange(3 * side * side, dtype=torch.float64).mul(0.01).sin().float().reshape(1, 3, side, side)
     about = {}
     for name, (title, network) in networks.items():

@@ -2,9 +2,10 @@
 // Nothing that is computed or photographed leaves the page. Loaded only where the page is served over HTTP.
 
 const HERE = new URL(".", import.meta.url);
-const WARMUP = 3, ROUNDS = 24; // so that each of three networks is first as often as the others
-const COLOURS = { original: "#999999", dense: "#56B4E9" }; // as in the figures; merged networks are green
-const MERGED = "#009E73";
+const WARMUP = 3, ROUNDS = 24; // so that each of three or four networks is first as often as the others
+const COLOURS = { original: "#999999", dense: "#56B4E9" }; // as in the figures; all that is merged is green,
+const MERGED = "#009E73", PLANNED = "#D55E00"; // and what the planner made for a speed-up is red
+const colourOf = (name) => COLOURS[name] ?? (name.startsWith("x") ? PLANNED : MERGED);
 const FILES = { // of ONNX Runtime Web: its module, and the binary that this loads
   wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],
   webgpu: ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
@@ -113,7 +114,7 @@ function drawn(groups) {
     make("tr", {}, make("th", { colspan: 4, scope: "rowgroup" }, place)),
     ...bars.map(({ name, ms, speedup, low, high }) => {
       const bar = make("div", { "aria-hidden": "true" });
-      bar.style.cssText = `height: 0.9em; width: ${(100 * speedup) / most}%; background: ${COLOURS[name] ?? MERGED}`;
+      bar.style.cssText = `height: 0.9em; width: ${(100 * speedup) / most}%; background: ${colourOf(name)}`;
       const cell = make("td", {}, bar);
       cell.style.width = "40%";
       const spread = ` (${low.toFixed(2)} to ${high.toFixed(2)})`;

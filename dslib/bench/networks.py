@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from ..importance import rank
 from ..masks import Plan
 from ..measuring import count_macs, count_parameters, measure
 from ..models import load_model
+from ..planning import for_speedup
+from ..profiling import profile
 from ..recipes import Recipe, load, save
 from ..records import Record, as_words, commit
 from ..sites import find_sites
@@ -30,7 +33,8 @@ DENSE = "dense counterpart"
 
 def record_networks(
     folder: Path = Path("data/networks"), model: str = "mobilenet_v2", data: str = "imagenette", image_size: int = 128,
-    ks: tuple[int, ...] = (8,), count: int = 2048, rank_count: int = 512, batch_size: int = 1,
+    ks: tuple[int, ...] = (8,), speedups: tuple[float, ...] = (1.5,), planned_on: str = "onnxruntime",
+    count: int = 2048, rank_count: int = 512, batch_size: int = 1,
     runtimes: tuple[str, ...] = ("eager", "onnxruntime", "openvino"), echo: Callable[[str], object] = print,
 ) -> Record:  # fmt: skip
     """A pretrained network and what calibration makes of it without labels, in half precision; and how fast they are.
@@ -39,10 +43,12 @@ def record_networks(
     kept.
 
     Args:
-        folder: for `original` and `k8` and so on, recipes and weights.
+        folder: for `original`, `k8`, `x1.5` and so on, recipes and weights.
         model: with pretrained weights, as for `load_model`.
         data, image_size: as for `load_data`.
-        ks: how many of the highest ranked sites are kept.
+        ks: how many of the highest ranked sites are kept; the others are merged.
+        speedups: over the original, for which blocks may be dropped too.
+        planned_on: the runtime that these are planned and measured on.
         count, rank_count: training images to calibrate and to rank with.
         batch_size: images a batch, of the latencies.
         runtimes: that latencies are measured on, of these networks and of the original's dense counterpart.
@@ -58,24 +64,33 @@ def record_networks(
     recipe = Recipe(model, tuple(loaded.classes), image_size)
     _kept(folder / "original", lambda: (network, recipe))
 
-    ranking = functools.cache(lambda: rank(network, sites, images.first(rank_count), Calibrate()))
+    drop = bool(speedups)
+    ranking = functools.cache(lambda: rank(network, sites, images.first(rank_count), Calibrate(), drop=drop))
+    costs = functools.cache(lambda: profile(network, sites, batch_size, runtime=planned_on))
 
-    def calibrated(k: int) -> tuple[nn.Module, Recipe]:
-        mask = ranking().mask(k)
-        done = calibrate(network, Plan(mask), images, Calibrate())
-        return done.model, Recipe(model, recipe.classes, image_size, {}, dict(mask), merged=tuple(done.errors))
+    def calibrated(plan: Plan) -> tuple[nn.Module, Recipe]:
+        done = calibrate(network, plan, images, Calibrate())
+        return done.model, replace(recipe, mask=dict(plan.mask), merged=tuple(done.errors), dropped=tuple(plan.dropped))
 
-    for k in ks:
-        _kept(folder / f"k{k}", lambda k=k: calibrated(k))  # type: ignore[misc]
+    def keeping(k: int) -> tuple[nn.Module, Recipe]:
+        return calibrated(Plan(ranking().mask(k)))
+
+    def planned(speedup: float) -> tuple[nn.Module, Recipe]:
+        return calibrated(for_speedup(network, ranking(), costs(), speedup, runtime=planned_on)[0])
+
+    makers = {f"k{k}": functools.partial(keeping, k) for k in ks}
+    makers |= {f"x{speedup:g}": functools.partial(planned, speedup) for speedup in speedups}
+    for name, make in makers.items():
+        _kept(folder / name, make)
     rows: list[dict[str, Any]] = []
     networks = {}
-    for name in ("original", *(f"k{k}" for k in ks)):
+    for name in ("original", *makers):
         networks[name], made = load(folder / name, model)
         same = (made.model, made.classes, made.image_size) == (model, recipe.classes, image_size)
         require(same, f"{folder / name}.json is of {made.model} at {made.image_size} px: give another folder")
         removed = [] if made.mask is None else [site for site, on in made.mask.items() if not on]
         rows.append({"network": name, "accuracy": evaluate(networks[name], loaded.val), "removed": removed,
-                     "macs": count_macs(networks[name], (3, image_size, image_size)),
+                     "dropped": list(made.dropped), "macs": count_macs(networks[name], (3, image_size, image_size)),
                      "parameters": count_parameters(networks[name])})  # fmt: skip
         echo(f"{name}: accuracy {rows[-1]['accuracy']:.2%}, {rows[-1]['parameters']:,} parameters")
     networks[DENSE] = dense(network, sites).model
@@ -87,8 +102,11 @@ def record_networks(
             timings.append({"network": name, "runtime": timing.runtime, "ms": timing.median(name), "speedup": ratio,
                             "q25": low, "q75": high, "busy": timing.busy})  # fmt: skip
             echo(f"{name}: {ratio:.2f} times as fast as the original on {timing.runtime}")
-    settings = {"folder": str(folder), "model": model, "data": data, "image_size": image_size, "k": ks, "count": count,
-                "rank_count": rank_count, "batch_size": batch_size, "runtime": runtimes}  # fmt: skip
+    settings = {
+        "folder": str(folder), "model": model, "data": data, "image_size": image_size, "k": ks, "speedup": speedups,
+        "planned_on": planned_on, "count": count, "rank_count": rank_count, "batch_size": batch_size,
+        "runtime": runtimes,
+    }  # fmt: skip
     command = f"dslib bench networks {as_words(settings)}"
     return Record("networks", command, settings, {"rows": rows, "timings": timings}, this_machine(), commit())
 
