@@ -183,7 +183,7 @@ def test_the_lab_computes_what_pytorch_does(browser, http_root):
     assert "your browser" in page.locator("#lab table").inner_text()
     page.set_input_files("#lab-file", files=[{"name": "x.png", "mimeType": "image/png", "buffer": page.screenshot()}])
     page.wait_for_selector("#lab-answer li")
-    assert page.locator("#lab-answer ol").count() == 2  # the original and the merged network
+    assert page.locator("#lab-answer ol").count() == 3  # the original, and what calibration made of it
     page.set_input_files("#lab-file", files=[{"name": "x.png", "mimeType": "image/png", "buffer": b"no picture"}])
     page.wait_for_selector("text=the file is no picture")
     page.close()
