@@ -88,7 +88,9 @@ def calibrate_command(
             )
         else:
             few = photos.first(rank_count)
-            click.echo(f"ranking {len(sites.mergeable)} sites on {len(few)} photos, one calibration each")
+            whole = droppable(network, sites.mergeable, size) if drop else ()
+            click.echo(f"ranking {len(sites.mergeable)} sites on {len(few)} photos, "
+                       f"{1 + len(sites.mergeable) + len(whole)} calibrations")  # fmt: skip
             found = rank(network, sites, few, config, drop=drop)
             if ranking is not None:
                 found.save(ranking)

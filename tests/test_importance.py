@@ -236,6 +236,7 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
         dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6)))  # fmt: skip
     words = ("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json", "--ranking", "ranks.json")
     out = command(*words, "--drop")
+    assert "ranking 3 sites on 64 photos, 6 calibrations" in out
     assert "k=1 of 3, removed: blocks.2; dropped: blocks.0" in out
     assert list(found[-1].dropped) == ["blocks.0", "blocks.2"]
     command(*words)  # the same ranking
