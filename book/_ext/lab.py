@@ -48,7 +48,7 @@ def export_all(folder: Path) -> None:
         network, made = dslib.load(path)
         kept = f"{sum(made.mask.values())} of {len(made.mask)} sites kept"
         done = [f"{len(names)} {what}" for what, names in (("dropped", made.dropped), ("merged", made.merged)) if names]
-        networks[path.stem] = f"{', '.join(done)}, {kept}", network
+        networks[path.stem] = f"{path.stem}: {', '.join(done)}, {kept}", network
     image = torch.arange(3 * side * side, dtype=torch.float64).mul(0.01).sin().float().reshape(1, 3, side, side)
     about = {}
     for name, (title, network) in networks.items():
