@@ -165,7 +165,7 @@ def _calibrated(
             del targets[station.name]
             bar.update()
     bar.close()
-    if short:  # the same words whatever the plan: a ranking, which calibrates often, says it once
+    if short:  # the same words whatever the plan, so that Python shows those of a ranking's many calibrations once
         warnings.warn(f"{count} images have fewer positions than some convolutions have weights to fit: give more "
                       "images", stacklevel=5)  # fmt: skip
     for name, block in kept.items():
