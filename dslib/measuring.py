@@ -74,7 +74,7 @@ class Timing:
 
     @property
     def busy(self) -> bool:
-        """Whether the machine had more to do, so that others had a tenth of the cores used or a tenth of rounds outlie.
+        """Whether the machine had more to do, as others used a tenth of the cores, or a tenth of rounds are outliers.
 
         One whole core of others' is enough.
         """

@@ -67,10 +67,13 @@ def plot_mask(
     """
     figure, axes = new_figure(7.5, 1.9)
     for i, (name, on) in enumerate(mask.items()):
-        layers = ((0.0, 0.28), (0.34, 0.28), (0.68, 0.28)) if on or name in linear else ((0.34, 0.28),)
-        layers = ((0.46, 0.04),) if name in dropped else layers
-        colour = KEPT if on else LINEAR if name in linear else ORIGINAL if name in dropped else MERGED
-        for bottom, height in layers:
+        bottoms: tuple[float, ...] = (0.34,)
+        height, colour = 0.28, MERGED
+        if on or name in linear:
+            bottoms, colour = (0.0, 0.34, 0.68), KEPT if on else LINEAR
+        elif name in dropped:
+            height, bottoms, colour = 0.04, (0.46,), ORIGINAL
+        for bottom in bottoms:
             axes.add_patch(_box(i + 0.08, bottom, 0.84, height, colour))
         axes.text(i + 0.5, -0.08, name.rpartition(".")[2], ha="center", va="top", fontsize=8)
     axes.set(xlim=(0, len(mask)), ylim=(-0.25, 1.15), title=title)

@@ -271,6 +271,8 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     assert again == record.values["rows"]
     with pytest.raises(BadConfig, match="original.json is of conftest:wide at 16 px: give another folder"):
         networks.record_networks(tmp_path, **{**given, "image_size": 32})
+    with pytest.raises(BadConfig, match=r"speedups: expected more than 1, found \(1.5, 1.0\)"):
+        networks.record_networks(tmp_path, **given, speedups=(1.5, 1.0))
     with pytest.raises(BadModel, match="is not trained for the classes of digits"):
         monkeypatch.setattr(networks, "load_model", lambda *_: Loaded(trained, False))
         networks.record_networks(tmp_path, **given)

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import pkgutil
+import re
 import shlex
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 
 import dslib
 from dslib import records
+from dslib.bench.points import table
 from dslib.errors import BadConfig, BadModel, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
@@ -242,6 +244,27 @@ def test_the_numbers_in_the_readme_are_the_records(k):
     assert f"| 17 (original) | {100 * original['accuracy']:.1f} | {original['macs'] / 1e6:.1f} |" in readme
     assert record.values["top1_differences"] == 0
     assert record.values["largest_relative_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "methods"), [("imagenette", "planner layers uniform depthshrinker"), ("cifar10", "layers planner")]
+)
+def test_what_is_written_of_the_frontiers_is_their_records(name, methods):
+    record = records.Record.load(FOLDER.parent / "data" / "results" / f"frontier-{name}.json")
+    grouped = table(record).dropna(subset=["accuracy"]).groupby(["method", "speedup"])
+    accuracy, speed = 100 * grouped["accuracy"].mean(), grouped["measured_speedup"].mean()
+    spread = (100 * grouped["accuracy"].std()).map(lambda value: f" ({value:.1f})" if value == value else "")
+    results = (FOLDER.parent / "docs" / "results.md").read_text()
+    for method in record.config["methods"]:
+        told = [
+            f"{accuracy[key]:.1f}{spread[key]} at {speed[key]:.2f}" if key in accuracy else "out of reach"
+            for key in ((method, speedup) for speedup in record.config["speedups"])
+        ]
+        assert f"| {method} | {' | '.join(told)} |" in results
+    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+    for method in methods.split():
+        said = rf"{accuracy[method, 1.5]:.1f} (% )?at {speed[method, 1.5]:.2f}"
+        assert re.search(said, readme), said
 
 
 def test_what_the_readme_says_of_the_stored_networks_is_their_records():

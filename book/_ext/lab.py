@@ -44,18 +44,20 @@ def export_all(folder: Path) -> None:
     torch.manual_seed(0)
     counterpart = dense(original, dslib.find_sites(original, side)).model
     networks = {"original": ("MobileNetV2", original), "dense": ("dense counterpart, random weights", counterpart)}
-    for path in sorted(NETWORKS.glob("[kx]*.json")):
+    dropping = set()
+    for path in sorted(set(NETWORKS.glob("*.json")) - {NETWORKS / "original.json"}):
         network, made = dslib.load(path)
         kept = f"{sum(made.mask.values())} of {len(made.mask)} sites kept"
         done = [f"{len(names)} {what}" for what, names in (("dropped", made.dropped), ("merged", made.merged)) if names]
         networks[path.stem] = f"{path.stem}: {', '.join(done)}, {kept}", network
+        dropping |= {path.stem} if made.dropped else set()
     image = torch.arange(3 * side * side, dtype=torch.float64).mul(0.01).sin().float().reshape(1, 3, side, side)
     about = {}
     for name, (title, network) in networks.items():
         dslib.export(dslib.fold(network, image), folder / f"{name}.onnx", side)
         with torch.no_grad():
             logits = network.eval()(image)[0].tolist()
-        about[name] = {"title": title, "trained": name != "dense", "logits": logits}
+        about[name] = {"title": title, "trained": name != "dense", "dropped": name in dropping, "logits": logits}
     words = ImageNetInfo("imagenet-1k")
     classes = [words.label_name_to_description(name).partition(",")[0] for name in recipe.classes]
     page = {"image_size": side, "classes": classes, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -4,8 +4,7 @@
 const HERE = new URL(".", import.meta.url);
 const WARMUP = 3, ROUNDS = 24; // so that each of three or four networks is first as often as the others
 const COLOURS = { original: "#999999", dense: "#56B4E9" }; // as in the figures; all that is merged is green,
-const MERGED = "#009E73", PLANNED = "#D55E00"; // and what the planner made for a speed-up is red
-const colourOf = (name) => COLOURS[name] ?? (name.startsWith("x") ? PLANNED : MERGED);
+const MERGED = "#009E73", DROPPED = "#D55E00"; // and where the planner dropped blocks, as the planner's points
 const FILES = { // of ONNX Runtime Web: its module, and the binary that this loads
   wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],
   webgpu: ["ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
@@ -113,8 +112,8 @@ function drawn(groups) {
   const parts = groups.map(({ place, bars }) => make("tbody", {},
     make("tr", {}, make("th", { colspan: 4, scope: "rowgroup" }, place)),
     ...bars.map(({ name, ms, speedup, low, high }) => {
-      const bar = make("div", { "aria-hidden": "true" });
-      bar.style.cssText = `height: 0.9em; width: ${(100 * speedup) / most}%; background: ${colourOf(name)}`;
+      const bar = make("div", { "aria-hidden": "true" }), other = about.networks[name].dropped ? DROPPED : MERGED;
+      bar.style.cssText = `height: 0.9em; width: ${(100 * speedup) / most}%; background: ${COLOURS[name] ?? other}`;
       const cell = make("td", {}, bar);
       cell.style.width = "40%";
       const spread = ` (${low.toFixed(2)} to ${high.toFixed(2)})`;

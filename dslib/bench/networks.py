@@ -61,11 +61,11 @@ def record_networks(
     sites, images = find_sites(network, image_size), loaded.train.first(count)
     for k in ks:
         sites.check_k(k)
+    require(min(speedups, default=2) > 1, f"speedups: expected more than 1, found {speedups}")
     recipe = Recipe(model, tuple(loaded.classes), image_size)
     _kept(folder / "original", lambda: (network, recipe))
 
-    drop = bool(speedups)
-    ranking = functools.cache(lambda: rank(network, sites, images.first(rank_count), Calibrate(), drop=drop))
+    ranking = functools.cache(lambda: rank(network, sites, images.first(rank_count), drop=bool(speedups)))
     costs = functools.cache(lambda: profile(network, sites, batch_size, runtime=planned_on))
 
     def calibrated(plan: Plan) -> tuple[nn.Module, Recipe]:

@@ -180,7 +180,10 @@ def test_the_lab_computes_what_pytorch_does(browser, http_root):
     page.click("text=Measure here")
     page.wait_for_function("document.getElementById('lab').dataset.difference", timeout=120_000)
     assert float(page.locator("#lab").get_attribute("data-difference")) < 1e-3
-    assert "your browser" in page.locator("#lab table").inner_text()
+    told = page.locator("#lab table").inner_text()
+    assert "your browser" in told
+    stored = {path.stem for path in (ROOT / "data" / "networks").glob("*.json")} - {"original"}
+    assert all(f"{name}: " in told for name in stored), "what was merged or dropped is said by name"
     page.set_input_files("#lab-file", files=[{"name": "x.png", "mimeType": "image/png", "buffer": page.screenshot()}])
     page.wait_for_selector("#lab-answer li")
     assert page.locator("#lab-answer ol").count() == 3  # the original, and what calibration made of it
