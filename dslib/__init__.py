@@ -4,25 +4,23 @@ The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune`
 Without labels or training: `find_sites` -> `importance.rank` -> `calibrate`.
 """
 
-from .calibration import calibrate
-from .datasets import load_data
+from .algebra.folding import fold
+from .calibrating import calibrate
+from .data.datasets import load_data
 from .errors import DslibError
-from .evaluating import evaluate
-from .exporting import export
 from .finetuning import Finetune, finetune
-from .folding import fold
-from .found import Found
-from .masks import Mask, Plan
-from .measuring import count_macs, count_parameters, measure
+from .measuring.latency import count_macs, count_parameters, measure
 from .merging import merge, unmerged
-from .models import load_model
+from .models.networks import load_model
 from .profiling import CostTable, profile
-from .recipes import Recipe, load, save
+from .ranking import Found
 from .running import Run, run
-from .schedules import Train
+from .saving import Recipe, export, load, save
 from .searching import Search, search
 from .shrinking import fade, shrink
-from .sites import find_sites
+from .sites import Mask, Plan, find_sites
+from .training.evaluating import evaluate
+from .training.settings import Train
 
 __version__ = "0.1.0"
 __all__ = [

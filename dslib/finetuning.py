@@ -7,24 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoints import digest
-from .datasets import Data
+from .algebra.graphs import BOUNDARY
+from .data.datasets import Data
+from .data.splits import decoded_by
 from .errors import BadModel, require
-from .evaluating import evaluate
-from .graphs import BOUNDARY
 from .merging import shrunk_blocks
-from .schedules import Train
+from .models.weights import digest
 from .shrinking import set_fade, settle
-from .snapshots import History
-from .splits import decoded_by
-from .training import train
-from .watching import Log
+from .training.evaluating import evaluate
+from .training.loop import Trained, train
+from .training.settings import Train
+from .training.watching import Log
 
 
 @dataclass(frozen=True)
@@ -57,13 +56,6 @@ class Finetune(Train):
 RECIPES: dict[str, dict[str, Any]] = {"usual": {}, "gentle": {"augment": False, "freeze_batchnorm": True}}
 
 
-class Finetuned(NamedTuple):
-    """A finetuned network in eval, and one row an epoch."""
-
-    model: nn.Module
-    history: History
-
-
 def finetune(
     small: nn.Module,
     data: Data,
@@ -71,7 +63,7 @@ def finetune(
     config: Finetune | None = None,
     checkpoint: Path | None = None,
     log: Log | None = None,
-) -> Finetuned:
+) -> Trained:
     """A finetuned copy of a shrunk network.
 
     The loss is alpha * CE(teacher's softmax) + (1 - alpha) * CE(labels) + features * distance of maps.
@@ -129,7 +121,7 @@ def finetune(
         before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
     )  # fmt: skip
     own.forget()
-    return Finetuned(settle(student).eval(), history)
+    return Trained(settle(student).eval(), history)
 
 
 class Maps:

@@ -10,16 +10,16 @@ from itertools import chain
 import torch
 from torch import Tensor, fx, nn
 
-from . import affine
-from .affine import Affine, Pair
-from .blocks import Shape, in_channels, input_shapes
+from .algebra import affine
+from .algebra.affine import Affine, Pair
+from .algebra.blocks import SITE_KEY, Shape, in_channels, input_shapes
+from .algebra.graphs import after, bypass, first_conv, tail
+from .algebra.interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
+from .algebra.merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
 from .errors import MaskMismatch, NotMergeable, require
-from .graphs import after, bypass, first_conv, tail
-from .interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
-from .masks import Plan
-from .merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
+from .sites import Plan
 
-SITE_KEY, CHANNELS_KEY, LEFT_KEY = "dslib_site", "dslib_channels", "dslib_left"  # in a shrunk block's .meta
+CHANNELS_KEY, LEFT_KEY = "dslib_channels", "dslib_left"  # in a shrunk block's .meta, beside SITE_KEY
 MARKS = "dslib_marks"
 Only = Collection[str] | Callable[["MergeCost"], bool] | Plan | None
 

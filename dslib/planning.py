@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from .blocks import in_channels
+from .algebra.blocks import in_channels
+from .algebra.graphs import dtype_of
 from .errors import BadConfig, MaskMismatch, require
-from .found import Found
-from .graphs import dtype_of
-from .masks import Mask, Plan
-from .measuring import measure
+from .measuring.latency import measure
 from .merging import merge
 from .profiling import CostTable
+from .ranking import Found
 from .shrinking import shrink
+from .sites import Mask, Plan
 
 Speedup = tuple[float, float, float]  # ratio of medians, and quartiles of the rounds' ratios
 MOST = 20_000  # plans of a network's first sites that are kept in mind

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .blocks import in_channels, structure_of
-from .devices import this_machine
+from .algebra.blocks import in_channels, structure_of
+from .algebra.graphs import dtype_of, is_activation_module
 from .errors import BadRecord, MaskMismatch, require
-from .graphs import dtype_of, is_activation_module
-from .masks import Mask, Plan
-from .measuring import measure
+from .measuring.devices import this_machine
+from .measuring.latency import measure
 from .merging import merge_blocks, shrunk_blocks
 from .records import Record, commit
 from .shrinking import possible_runs, shrink
-from .sites import Sites
+from .sites import Mask, Plan, Sites
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,43 +1,165 @@
-"""The whole way, from a network and a dataset to a merged network and a record; every stage can be taken up again."""
+"""The whole way, from a network and a dataset to a merged network and a record; every stage can be taken up again.
+
+What was made once is kept in files and loaded ever after (`Stages`). A dry run (`trial`) takes a few real steps of
+each training and says what the whole would take; it writes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import processes, records
-from .calibration import Calibrate, calibrate
-from .comparing import compare
-from .datasets import Data, load_data
-from .devices import pick_device, this_machine, tune_allocator
+from . import records, saving
+from .algebra.folding import fold
+from .calibrating import Calibrate, calibrate
+from .data.datasets import Data, load_data
+from .data.splits import Split, check_batch_size, decoded_by
 from .errors import BadConfig, require
-from .evaluating import evaluate
 from .finetuning import Finetune, check_teacher, finetune
-from .found import Found
-from .importance import rank
-from .models import find_head, load_model
+from .measuring.devices import peak_memory_gib, pick_device, this_machine, tune_allocator
+from .measuring.latency import count_macs, count_parameters, measure
+from .measuring.runtimes import use_precision
+from .models.networks import find_head, load_model
 from .profiling import CostTable, profile
-from .recipes import Recipe, activation
-from .schedules import Train
+from .ranking import Found, rank
+from .saving import Recipe, activation
 from .searching import Search, search
-from .shrinking import fade
-from .sites import find_sites
-from .snapshots import FREE
-from .splits import decoded_by
-from .stages import Stages
-from .states import claimed, remove_state
-from .training import train
-from .watching import Log
+from .shrinking import fade, shrink
+from .sites import Mask, find_sites
+from .training import processes
+from .training.evaluating import evaluate, predict, top1
+from .training.loop import train
+from .training.settings import Train
+from .training.state import FREE, claimed, remove_state
+from .training.watching import Enough, Log
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
+
+
+class Stages:
+    """Results kept in files of a folder.
+
+    Args:
+        out: the folder.
+        echo: is told of every stage.
+        model: name of the network that they are of.
+    """
+
+    def __init__(self, out: Path, echo: Callable[[str], None], model: str) -> None:
+        self.out, self.echo, self._model = out, echo, model
+
+    def file(self, name: str, load: Callable[[Path], Any], make: Callable[[], Any], together: bool = False) -> Any:
+        """What `load` reads from <name>.json; made, and saved by its own `save`, if it is not there.
+
+        `together`: all processes make it, and all the same; else the first does.
+        """
+        return self._once(name, load, make, lambda path, made: made.save(path), together)
+
+    def network(
+        self, name: str, make: Callable[[], tuple[nn.Module, Recipe]], together: bool = False
+    ) -> tuple[nn.Module, Recipe]:
+        """The same for a network and its recipe."""
+        load = partial(saving.load, trust=self._model)
+        model, recipe = self._once(name, load, make, lambda path, made: saving.save(path, *made), together)
+        return model.eval(), recipe
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> wall time in seconds of the call that ended it."""
+        path = self.out / "seconds.json"
+        return records.read_json(path) if path.exists() else {}
+
+    def _once(
+        self,
+        name: str,
+        load: Callable[[Path], T],
+        make: Callable[[], T],
+        save: Callable[[Path, T], Any],
+        together: bool,
+    ) -> T:
+        path = self.out / f"{name}.json"
+        if processes.agreed(path.exists):
+            self.echo(f"{name}: taken from {path}")
+            return load(path)
+        self.echo(f"{name} ...")
+        started = time.perf_counter()
+
+        def keep(made: T) -> None:
+            records.write_json(self.out / "seconds.json", self.seconds() | {name: time.perf_counter() - started})
+            save(path, made)
+
+        if together or processes.count() == 1:
+            made = make()
+            processes.agreed(lambda: keep(made))
+            return made
+        processes.agreed(lambda: keep(make()))
+        return load(path)
+
+
+def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Accuracy, cost and latency of the original and the merged network, and how well merged equals shrunk.
+
+    Latency is measured in turns, with BatchNorm folded on both sides.
+
+    Args:
+        networks: named original, shrunk and merged.
+        data: its validation split gives the accuracies.
+        batch_size: at which latency is measured.
+        rounds: measurements of each.
+    """
+    shape = (3, data.image_size, data.image_size)
+    device = next(networks["original"].parameters()).device
+    images = torch.randn(batch_size, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    with use_precision(None):  # what is called fp32 here is fp32
+        logits = {name: predict(network, data.val) for name, network in networks.items()}
+        folded = {name: fold(networks[name], images) for name in ("original", "merged")}
+        timing = measure(folded, images, rounds)
+    rows = {
+        name: {
+            "accuracy": top1(logits[name], data.val),
+            "macs": count_macs(network, shape),
+            "parameters": count_parameters(network),
+            **timing.frame.loc[name].to_dict(),
+        }
+        for name, network in folded.items()
+    }
+    ratio, low, high = timing.speedup("merged", over="original")
+    return {
+        "networks": rows,
+        "speedup": {"ratio_of_medians": ratio, "q25": low, "q75": high, "rounds": rounds},
+        "batch_size": timing.batch_size, "image_size": data.image_size, "runtime": timing.runtime,
+        "val_images": len(data.val),
+        "shrunk_accuracy": top1(logits["shrunk"], data.val),
+        **difference(logits["shrunk"], logits["merged"]),
+    }  # fmt: skip
+
+
+def difference(a: Tensor, b: Tensor) -> dict[str, float]:
+    """How far two networks' logits (N, classes) differ: relative to the largest, and in top-1.
+
+    An image whose two best logits are closer than 1e-4 in `a` has no clear top-1 and is not counted.
+    """
+    best = a.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] >= 1e-4
+    return {
+        "largest_relative_difference": ((a - b).abs().max() / a.abs().max()).item(),
+        "top1_differences": int((a.argmax(1) != b.argmax(1))[clear].sum()),
+        "top1_unclear": int((~clear).sum()),
+    }
+
+
 RANKED_IMAGES, CALIBRATION_IMAGES = 512, 2048
 FADING = Finetune(epochs=10, lr=0.03, batch_size=64)
 CALIBRATED = Finetune(epochs=3, lr=0.003, batch_size=64, augment=False, freeze_batchnorm=True)  # see dslib bench starts
@@ -264,3 +386,106 @@ def _command(config: Run) -> str:
             flag = f"{stage}-{key.replace('_', '-')}"
             words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join([*words, "--out", "runs/x"])
+
+
+STEPS, IMAGES = 6, 512  # real steps of each training; images of the evaluation that is timed
+
+
+def trial(config: Run) -> pd.DataFrame:
+    """One row a training of the run: its steps, and how long it and its evaluations will take on this machine.
+
+    Columns: images (of a step, as shape), steps, s/step (of the later two thirds, the loader's time included),
+    images/s, s/evaluation, hours, GPU-hours (on a GPU, of all processes), GiB (the largest memory so far: of the GPU,
+    or of this process). With `calibrate`, the ranking and the calibration of the plan have a row each too, a step of
+    which is one calibration: the middle site's is timed for the ranking, the plan's on some of its images.
+
+    Raises:
+        DslibError: what the run would raise before it trains.
+    """
+    device = processes.start(pick_device(config.device))
+    tune_allocator()
+    data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
+    loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
+    model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sites = find_sites(model, data.image_size, config.single)
+    sites.check_k(config.k)
+    mask = Found(dict.fromkeys(sites.mergeable, 1.0), sites.always_kept, sites.names).mask(config.k)
+    took = _evaluation(model, data)
+    rows: dict[str, Any] = {}
+
+    def tried(name: str, stage: Train, evaluations: int, work: Callable[[Log], object]) -> None:
+        check_batch_size(stage.batch_size, data.train)
+        steps = min(_enough(stage, data), stage.epochs * (len(data.train) // stage.batch_size))
+        try:
+            if steps:
+                work(Log(steps=steps))
+        except Enough as trial:
+            first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
+            step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
+            rows[name] = _row(stage.batch_size, data, trial.steps, step, device, evaluations, took)
+
+    if not loaded.trained:
+        head_only = config.weights != "none"
+        tried("original", config.pretrain, config.pretrain.epochs,
+              lambda log: pretrain(model, data, config, head_only, log=log))  # fmt: skip
+        model.requires_grad_(True)
+    if config.calibrate:
+        middle = sites.mergeable[len(sites.mergeable) // 2 :][:1]
+        alone = sites.mask([name for name in sites.names if name not in middle])
+        for name, plan, count, steps in (("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
+                                         ("calibration", mask, CALIBRATION_IMAGES, 1)):  # fmt: skip
+            count = min(count, len(data.train))
+            rows[name] = _row(count, data, steps, _calibration(model, plan, data, count), device)
+    else:
+        costs = dict.fromkeys(sites.mergeable, 1.0)
+        tried("search", config.search, 0, lambda log: search(model, data, sites, costs, config.search, log=log))
+    make = shrink if config.calibrate else fade
+    small = make(model, mask, activation(config.boundary), data.image_size)
+    assert config.finetune is not None
+    stage = config.finetune
+    tried("finetune", stage, stage.epochs, lambda log: finetune(small, data, model, stage, log=log))
+    import pandas as pd
+
+    return pd.DataFrame(rows).T
+
+
+def _row(
+    images: int, data: Data, steps: int, step: float, device: torch.device, evaluations: int = 0, took: float = 0.0
+) -> dict[str, Any]:
+    """A row: steps of so many images and seconds each, and evaluations that take `took` seconds."""
+    hours = (steps * step + evaluations * took) / 3600
+    gpu = device.type == "cuda"
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
+    return {
+        "images": f"{images} x 3 x {data.image_size} x {data.image_size}", "steps": steps,
+        "s/step": step, "images/s": images / step, "s/evaluation": took, "hours": hours,
+        "GPU-hours": hours * processes.started() if gpu else "", "GiB": memory,
+    }  # fmt: skip
+
+
+def _enough(config: Train, data: Data) -> int:
+    """Steps that show how quick a training is: with workers that decode ahead, several rounds of all of them."""
+    if isinstance(data.train, Split):
+        return STEPS
+    workers = data.train.workers if config.workers is None else config.workers
+    return STEPS * max(1, workers)
+
+
+def _calibration(model: torch.nn.Module, mask: Mask, data: Data, count: int) -> float:
+    """Seconds that a calibration on so many images takes, from one on some of them."""
+    some = data.train.first(min(count, IMAGES))
+    began = time.perf_counter()
+    calibrate(model, mask, some, progress=False)
+    return (time.perf_counter() - began) * count / len(some)
+
+
+@torch.inference_mode()
+def _evaluation(model: torch.nn.Module, data: Data) -> float:
+    """Seconds that an evaluation takes, from some images."""
+    size, device = min(len(data.val), IMAGES), next(model.parameters()).device
+    model.eval()
+    for _ in range(2):
+        began = time.perf_counter()
+        for images, _labels in data.val.batches(IMAGES // 8, torch.arange(size)):
+            model(images.to(device)).cpu()
+    return (time.perf_counter() - began) * len(data.val) / size / processes.started()

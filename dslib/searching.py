@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import structure_of
-from .datasets import Data
+from .algebra.blocks import structure_of
+from .algebra.graphs import is_activation_module, removable_activations
+from .algebra.tracing import trace
+from .data.datasets import Data
 from .errors import BadConfig, MaskMismatch, require
-from .found import Found
-from .graphs import is_activation_module, removable_activations
 from .profiling import CostTable
-from .schedules import Train
+from .ranking import Found
 from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
-from .tracing import trace
-from .training import groups, train
-from .watching import Log
+from .training.loop import groups, train
+from .training.settings import Train
+from .training.watching import Log
 
 GATES = "dslib_gates"
 

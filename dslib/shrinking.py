@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .blocks import (
+from .algebra.blocks import (
     TakeOut,
     channels_of,
     check_runs,
@@ -22,12 +22,11 @@ from .blocks import (
     shared_modules,
     single_activations,
     site_names,
-)  # fmt: skip
+)
+from .algebra.graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
 from .errors import BadConfig, MaskMismatch, NotMergeable, require
-from .graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
-from .masks import Mask, Plan
 from .merging import CHANNELS_KEY, SITE_KEY, mark
-from .sites import Sites
+from .sites import Mask, Plan, Sites
 
 DEFAULT_SIZE = 224  # for looking at what calls what, where no size is given
 Boundary = Callable[[], nn.Module]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dslib
-from dslib.cli import main
+from dslib.cli.verbs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(sys.executable).with_name("dslib")
@@ -146,7 +146,7 @@ def tiny() -> nn.Module:
 
 
 @pytest.fixture
-def digits() -> dslib.datasets.Data:
+def digits() -> dslib.data.datasets.Data:
     """192 + 96 of the embedded digits at 16 px."""
     data = dslib.load_data("digits", 16)
     return replace(data, train=data.train.first(192), val=data.val.first(96))
@@ -155,7 +155,7 @@ def digits() -> dslib.datasets.Data:
 def start(*words, cwd, **popen) -> subprocess.Popen:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT / "tests"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     return subprocess.Popen([SCRIPT, *map(str, words)], cwd=cwd, env=environment, text=True,

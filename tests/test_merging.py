@@ -10,9 +10,9 @@ from conftest import Block, build, randomise_batchnorm, relative
 from torch import nn
 
 import dslib
-from dslib.blocks import linear_blocks
+from dslib.algebra.blocks import linear_blocks
+from dslib.algebra.padding import InteriorBatchNorm2d, PaddingBatchNorm2d
 from dslib.errors import MaskMismatch, NotMergeable
-from dslib.hoisting import InteriorBatchNorm2d, PaddingBatchNorm2d
 from dslib.merging import merge_blocks, shrunk_blocks
 from dslib.shrinking import set_fade, settle
 

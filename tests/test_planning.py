@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 import dslib
 from dslib import planning
-from dslib.checkpoints import save_tensors
-from dslib.cli import app
+from dslib.cli.verbs import app
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
-from dslib.found import Found
-from dslib.measuring import Timing
+from dslib.measuring.latency import Timing
+from dslib.models.weights import save_tensors
 from dslib.planning import for_speedup, joint, pareto, plan
 from dslib.profiling import CostTable
+from dslib.ranking import Found
 
 
 def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=(), drops=()):

@@ -8,9 +8,9 @@ from conftest import Tiny, build, relative
 from torch import nn
 
 import dslib
+from dslib.algebra.graphs import is_activation
 from dslib.bench.exact import without_activations
 from dslib.errors import BadConfig, BadRecord, MaskMismatch, NotMergeable
-from dslib.graphs import is_activation
 
 # network -> runs, and the kernel and stride of each; two of them go on after a stride
 RUNS = {

@@ -15,7 +15,7 @@ import dslib
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 from dslib.searching import Gate, Gates, add_gates, k_at, latency_decay
 from dslib.sites import Sites
-from dslib.snapshots import Snapshots
+from dslib.training.state import Snapshots
 
 QUICK = dslib.Search(epochs=2, lr=0.1, batch_size=32, k=1, anneal=0.5)
 

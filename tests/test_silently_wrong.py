@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import dslib
+from dslib.algebra.merged_block import MergedBlock
 from dslib.errors import BadConfig, BadModel, NotMergeable, NotTraceable
-from dslib.merged_block import MergedBlock
 
 
 class Body(Wrapped):

@@ -6,9 +6,9 @@ from conftest import photos
 from torch import nn
 
 import dslib
-from dslib.calibration import calibrate
+from dslib.calibrating import calibrate
 from dslib.errors import BadConfig, MaskMismatch
-from dslib.importance import rank
+from dslib.ranking import rank
 from dslib.searching import add_gates
 from dslib.shrinking import possible_runs
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import dslib
-from dslib.blocks import in_channels, site_names
+from dslib.algebra.blocks import in_channels, site_names
+from dslib.algebra.tracing import trace
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
-from dslib.tracing import trace
 
 # model name -> sites, mergeable, foldable, part of the reason of those that are not mergeable
 TABLE = {

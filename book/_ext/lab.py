@@ -36,8 +36,8 @@ def export_all(folder: Path) -> None:
     from timm.data import ImageNetInfo
 
     import dslib
-    from dslib.dense import dense
-    from dslib.splits import IMAGENET_MEAN, IMAGENET_STD
+    from dslib.data.splits import IMAGENET_MEAN, IMAGENET_STD
+    from dslib.measuring.dense import dense
 
     original, recipe = dslib.load(NETWORKS / "original")
     side = recipe.image_size

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..datasets import Data
+from ..data.datasets import Data
 from .blocks import layers
 from .budget import Budget
 from .channels import magnitude, taylor, uniform

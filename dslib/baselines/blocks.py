@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..blocks import droppable
-from ..datasets import Data
+from ..algebra.blocks import droppable
+from ..data.datasets import Data
 from ..errors import BadModel, require
-from ..evaluating import loss_on
-from ..masks import Mask, Plan
 from ..shrinking import shrink
-from ..sites import find_sites
+from ..sites import Mask, Plan, find_sites
+from ..training.evaluating import loss_on
 from .budget import Budget, least
 from .result import Pruned, ready
 from .tuning import Effort, start, tune, with_new_statistics

@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..blocks import in_channels, structure_of
+from ..algebra.blocks import in_channels, structure_of
+from ..algebra.graphs import dtype_of
 from ..errors import BadConfig, require
-from ..graphs import dtype_of
-from ..measuring import Timing, measure
+from ..measuring.latency import Timing, measure
 from ..profiling import CostTable, profile
 from ..sites import Sites
 from .tuning import Clock

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..datasets import Data
+from ..data.datasets import Data
+from ..data.splits import Split
 from ..errors import BadModel, first_line, require
-from ..models import find_head
-from ..splits import Split
+from ..models.networks import find_head
 from .budget import Budget, least
 from .result import Pruned, ready
 from .slim import STEP, UNKNOWN, blank_image, coupled

@@ -9,23 +9,22 @@ from dataclasses import replace
 
 from torch import nn
 
-from ..calibration import Calibrate, calibrate
-from ..datasets import Data
+from ..calibrating import Calibrate, calibrate
+from ..data.datasets import Data
+from ..data.splits import hold_back
 from ..finetuning import Finetune
-from ..importance import rank
-from ..masks import Mask, Plan
 from ..merging import merge
 from ..planning import pareto
 from ..profiling import CostTable
-from ..rivals import masks_of, paper_masks, train_slopes, useful
-from ..schedules import Train
+from ..ranking import rank
 from ..searching import Search, search
 from ..shrinking import fade, shrink
-from ..sites import Sites, find_sites
-from ..splits import hold_back
+from ..sites import Mask, Plan, Sites, find_sites
+from ..training.settings import Train
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready
+from .rivals import masks_of, paper_masks, train_slopes, useful
 from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune, with_new_statistics
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`

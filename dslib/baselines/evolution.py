@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..datasets import Data
+from ..data.datasets import Data
+from ..data.splits import Split, hold_back
 from ..errors import require
-from ..evaluating import loss_on, recalibrate_batchnorm
 from ..finetuning import Finetune
-from ..splits import Split, hold_back
-from ..training import cross_entropy, train
+from ..training.evaluating import loss_on, recalibrate_batchnorm
+from ..training.loop import cross_entropy, train
 from .budget import Budget, least
 from .result import Pruned
 from .slim import Macs, Slim

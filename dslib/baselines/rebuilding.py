@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..masks import Mask, Plan
 from ..merging import merge
 from ..shrinking import shrink
-from ..sites import find_sites
+from ..sites import Mask, Plan, find_sites
 from .channels import cut, magnitudes
 from .slim import Slim
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from ..blocks import in_channels
+from ..algebra.blocks import in_channels
+from ..algebra.graphs import dtype_of
 from ..errors import BadModel, first_line, require
-from ..graphs import dtype_of
-from ..models import find_head
+from ..models.networks import find_head
 
 STEP = 8  # channels: widths are multiples of it
 UNKNOWN = (RuntimeError, ValueError, AttributeError, KeyError, TypeError)  # what Torch-Pruning ends in

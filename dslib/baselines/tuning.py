@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..datasets import Data
+from ..data.datasets import Data
+from ..data.splits import Split
 from ..errors import nearest, require
-from ..evaluating import recalibrate_batchnorm
 from ..finetuning import RECIPES, Finetune, finetune
-from ..schedules import Train
 from ..shrinking import Fade
-from ..snapshots import History
-from ..splits import Split
+from ..training.evaluating import recalibrate_batchnorm
+from ..training.settings import Train
+from ..training.state import History
 
 PROBE = 6  # batches that are timed to know how many fit
 

@@ -12,16 +12,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..datasets import load_data
-from ..devices import pick_device, this_machine
+from ..baselines.rivals import PAPER_KEPT
+from ..data.datasets import load_data
 from ..errors import BadConfig, BadModel, nearest, require
-from ..evaluating import evaluate
 from ..finetuning import Finetune, finetune
-from ..models import load_model
+from ..measuring.devices import pick_device, this_machine
+from ..models.networks import load_model
 from ..records import Record, as_options, as_words, commit
-from ..rivals import PAPER_KEPT
 from ..shrinking import shrink
 from ..sites import find_sites
+from ..training.evaluating import evaluate
 from .rows import Rows
 
 WAYS = {"plain": (False, False), "boundary": (True, False), "distilled": (True, True)}  # boundary ReLU6, teacher

@@ -6,12 +6,12 @@ import time
 
 import torch
 
-from ..blocks import in_channels
-from ..devices import peak_memory_gib, this_machine
+from ..algebra.blocks import in_channels
 from ..errors import require
-from ..measuring import measure
+from ..measuring.devices import peak_memory_gib, this_machine
+from ..measuring.latency import measure
 from ..merging import merge
-from ..models import load_model
+from ..models.networks import load_model
 from ..records import Record, commit
 from ..shrinking import shrink
 from ..sites import find_sites

@@ -10,18 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..blocks import in_channels
-from ..calibration import Calibrate, Images, calibrate, logits_of
-from ..datasets import Data, load_data
-from ..devices import this_machine
+from ..algebra.blocks import in_channels
+from ..calibrating import Calibrate, Images, calibrate, logits_of
+from ..data.datasets import Data, load_data
 from ..errors import BadModel, require
-from ..evaluating import evaluate
-from ..importance import agreement, rank
-from ..masks import Mask
-from ..measuring import measure
-from ..models import load_model
+from ..measuring.devices import this_machine
+from ..measuring.latency import measure
+from ..models.networks import load_model
+from ..ranking import agreement, rank
 from ..records import Record, as_options, as_words, commit
-from ..sites import Sites, find_sites
+from ..sites import Mask, Sites, find_sites
+from ..training.evaluating import evaluate
 
 BATCH, ROUNDS = 32, 21  # of the timings
 

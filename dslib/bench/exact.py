@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..blocks import site_names
-from ..datasets import load_data
-from ..devices import this_machine
+from ..algebra.blocks import site_names
+from ..algebra.graphs import removable_activations
+from ..algebra.tracing import trace
+from ..data.datasets import load_data
 from ..errors import require
-from ..evaluating import predict
-from ..graphs import removable_activations
+from ..measuring.devices import this_machine
 from ..merging import merge
-from ..models import load_model
+from ..models.networks import load_model
 from ..records import Record, commit
 from ..shrinking import shrink
 from ..sites import find_sites
-from ..tracing import trace
+from ..training.evaluating import predict
 
 REMOVED = ("features.2", "features.7", "features.11")  # without finetuning, more leave logits that say nothing
 

@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..datasets import load_data
-from ..devices import Others, pick_device, this_machine, tune_allocator
+from ..data.datasets import load_data
 from ..errors import require
-from ..evaluating import evaluate
-from ..expanding import Boost, boost
-from ..models import load_model
+from ..measuring.devices import Others, pick_device, this_machine, tune_allocator
+from ..models.networks import load_model
 from ..records import Record, as_options, as_words, commit
-from ..schedules import Train
-from ..training import cross_entropy, train
-from ..watching import Enough, Log
+from ..training.evaluating import evaluate
+from ..training.expanding import Boost, boost
+from ..training.loop import cross_entropy, train
+from ..training.settings import Train
+from ..training.watching import Enough, Log
 from .rows import Rows
 
 TRIED = 24  # steps of each that are timed, in turns of a few

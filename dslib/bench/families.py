@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..blocks import in_channels
+from ..algebra.blocks import in_channels
+from ..algebra.folding import fold
 from ..errors import DslibError
-from ..folding import fold
-from ..models import load_model
+from ..models.networks import load_model
 from ..records import Record, commit, machine
 from ..sites import Sites, find_sites
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ..affine import Affine
-from ..blocks import linear_blocks
-from ..devices import this_machine
+from ..algebra.affine import Affine
+from ..algebra.blocks import linear_blocks
+from ..algebra.interpreting import interpret_run, start_of
 from ..errors import NotMergeable
-from ..interpreting import interpret_run, start_of
+from ..measuring.devices import this_machine
 from ..merging import CHANNELS_KEY, merge_blocks
 from ..records import Record, commit
 from .random_blocks import RandomBlock, random_block
@@ -143,7 +143,7 @@ def _linear(blocks: list[RandomBlock], inputs: list[Tensor], hoisted: bool) -> l
 
 
 def _without_end(layers: nn.Sequential) -> nn.Sequential:
-    from ..graphs import bypass, tail
+    from ..algebra.graphs import bypass, tail
 
     layers = copy.deepcopy(layers)
     last = layers[-1]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..calibration import Calibrate
-from ..datasets import load_data
-from ..devices import peak_memory_gib, this_machine
+from ..calibrating import Calibrate
+from ..data.datasets import load_data
 from ..errors import require
-from ..importance import rank
-from ..models import load_model
+from ..measuring.devices import peak_memory_gib, this_machine
+from ..models.networks import load_model
+from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .depths import calibrated_row

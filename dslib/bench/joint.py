@@ -12,22 +12,20 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..calibration import Calibrate
-from ..checkpoints import save_tensors
-from ..datasets import Data, load_data
-from ..devices import pick_device, this_machine
+from ..calibrating import Calibrate
+from ..data.datasets import Data, load_data
+from ..data.splits import Split
 from ..errors import BadModel, require
-from ..evaluating import evaluate
-from ..found import Found
-from ..importance import Importance, importance
-from ..masks import Plan
-from ..models import load_model
+from ..measuring.devices import pick_device, this_machine
+from ..models.networks import load_model
+from ..models.weights import save_tensors
 from ..planning import plan
 from ..profiling import CostTable, profile
+from ..ranking import Found, Importance, importance
 from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run, pretrain
-from ..sites import find_sites
-from ..splits import Split
+from ..sites import Plan, find_sites
+from ..training.evaluating import evaluate
 from .judging import hold_back, judge, quiet, timed
 from .rows import Rows
 

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import splits
-from ..blocks import in_channels
-from ..calibration import Calibrate, calibrate
-from ..datasets import Data
-from ..evaluating import evaluate, loss_on
+from ..algebra.blocks import in_channels
+from ..calibrating import Calibrate, calibrate
+from ..data import splits
+from ..data.datasets import Data
+from ..data.splits import Split
 from ..finetuning import Finetune, finetune
-from ..masks import Plan
-from ..measuring import measure
+from ..measuring.latency import measure
 from ..merging import merge
 from ..profiling import CostTable
 from ..shrinking import shrink
-from ..splits import Split
+from ..sites import Plan
+from ..training.evaluating import evaluate, loss_on
 
 ROUNDS = 21  # of each timing
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import load_tensors
-from ..devices import this_machine
 from ..errors import DslibError, require
+from ..measuring.devices import this_machine
+from ..models.weights import load_tensors
 from ..records import Record, as_words, commit, read_json
 
 NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
@@ -25,7 +25,7 @@ NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
            "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
            "--rounds", "1", "--batch-size", "2", "--device", "cpu")  # fmt: skip
 BEGINNING = 1.0  # seconds before a training makes its first step
-COMMAND = (sys.executable, "-c", "from dslib.cli import main; main()")
+COMMAND = (sys.executable, "-c", "from dslib.cli.verbs import main; main()")
 
 
 def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callable[[str], object] = print) -> Record:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..blocks import in_channels
-from ..dense import dense
-from ..measuring import count_macs
+from ..algebra.blocks import in_channels
+from ..baselines.rivals import PAPER_KEPT
+from ..measuring.dense import dense
+from ..measuring.latency import count_macs
 from ..merging import merge
-from ..models import load_model
+from ..models.networks import load_model
 from ..records import Record
-from ..rivals import PAPER_KEPT
 from ..shrinking import shrink
 from ..sites import Sites, find_sites
 from .tables import Measured, Table

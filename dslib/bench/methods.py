@@ -12,22 +12,20 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from ..calibration import Calibrate
-from ..datasets import Data, load_data
-from ..devices import pick_device, this_machine
+from ..baselines.rivals import RIVALS, masks_of, within
+from ..calibrating import Calibrate
+from ..data.datasets import Data, load_data
 from ..errors import BadModel, require
-from ..evaluating import evaluate
-from ..found import Found
-from ..importance import rank
-from ..masks import Plan
-from ..models import load_model
+from ..measuring.devices import pick_device, this_machine
+from ..models.networks import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
+from ..ranking import Found, rank
 from ..records import Record, as_options, as_words, commit
-from ..rivals import RIVALS, masks_of, within
 from ..running import CALIBRATED, Run
 from ..searching import search
-from ..sites import Sites, find_sites
+from ..sites import Plan, Sites, find_sites
+from ..training.evaluating import evaluate
 from .judging import judge, quiet, timed
 from .rows import Rows
 

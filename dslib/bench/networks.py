@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibration import Calibrate, calibrate
-from ..datasets import load_data
-from ..dense import dense
-from ..devices import this_machine
+from ..calibrating import Calibrate, calibrate
+from ..data.datasets import load_data
 from ..errors import BadModel, require
-from ..evaluating import evaluate
-from ..importance import rank
-from ..masks import Plan
-from ..measuring import count_macs, count_parameters, measure
-from ..models import load_model
+from ..measuring.dense import dense
+from ..measuring.devices import this_machine
+from ..measuring.latency import count_macs, count_parameters, measure
+from ..models.networks import load_model
 from ..planning import for_speedup
 from ..profiling import profile
-from ..recipes import Recipe, load, save
+from ..ranking import rank
 from ..records import Record, as_words, commit
-from ..sites import find_sites
+from ..saving import Recipe, load, save
+from ..sites import Plan, find_sites
+from ..training.evaluating import evaluate
 
 DENSE = "dense counterpart"
 

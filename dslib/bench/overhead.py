@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..datasets import load_data
-from ..devices import Others, pick_device, this_machine, tune_allocator, wait_for
+from ..data.datasets import load_data
+from ..data.splits import Split, normalise
 from ..errors import require
-from ..feeding import resident
-from ..measuring import Timing
-from ..models import load_model
+from ..measuring.devices import Others, pick_device, this_machine, tune_allocator, wait_for
+from ..measuring.latency import Timing
+from ..measuring.runtimes import use_precision
+from ..models.networks import load_model
 from ..records import Record, as_words, commit
-from ..runtimes import use_precision
-from ..schedules import Train
-from ..splits import Split, normalise
-from ..training import cross_entropy, train
-from ..watching import Enough, Log
+from ..training.feeding import resident
+from ..training.loop import cross_entropy, train
+from ..training.settings import Train
+from ..training.watching import Enough, Log
 
 WARMUP = 5  # steps of each that are not counted
 

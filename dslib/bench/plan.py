@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..devices import this_machine
 from ..errors import require
-from ..found import Found
+from ..measuring.devices import this_machine
 from ..planning import pareto, plan
 from ..profiling import CostTable
+from ..ranking import Found
 from ..records import Record, as_words, commit
 
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
+from ..plots.search import unbeaten
 from ..records import Record
-from ..search_plots import unbeaten
 
 
 def table(record: Record) -> pd.DataFrame:

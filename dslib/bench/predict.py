@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..blocks import in_channels
-from ..devices import pick_device, this_machine
+from ..algebra.blocks import in_channels
 from ..errors import require
-from ..measuring import measure
+from ..measuring.devices import pick_device, this_machine
+from ..measuring.latency import measure
 from ..merging import merge
-from ..models import load_model
+from ..models.networks import load_model
 from ..profiling import profile
 from ..records import Record, as_words, commit
 from ..shrinking import shrink

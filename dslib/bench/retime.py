@@ -16,11 +16,11 @@ from torch import nn
 
 from ..baselines import Budget
 from ..baselines.rebuilding import rebuilt
-from ..datasets import load_data
-from ..devices import pick_device, this_machine
+from ..data.datasets import load_data
 from ..errors import BadConfig, BadRecord, require
-from ..measuring import Timing
-from ..models import load_model
+from ..measuring.devices import pick_device, this_machine
+from ..measuring.latency import Timing
+from ..models.networks import load_model
 from ..records import Record
 
 ROUNDS = 31  # of each network

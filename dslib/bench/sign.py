@@ -11,19 +11,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ..calibration import calibrate
-from ..datasets import load_data
-from ..devices import this_machine
+from ..calibrating import calibrate
+from ..data.datasets import load_data
 from ..errors import require
-from ..evaluating import evaluate
-from ..found import Found
-from ..models import load_model
+from ..measuring.devices import this_machine
+from ..models.networks import load_model
 from ..profiling import CostTable, profile
+from ..ranking import Found
 from ..records import Record, as_options, as_words, commit
 from ..running import Run, pretrain
-from ..schedules import Train
 from ..searching import search
 from ..sites import find_sites
+from ..training.evaluating import evaluate
+from ..training.settings import Train
 from .judging import quiet
 from .rows import Rows
 

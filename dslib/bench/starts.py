@@ -11,18 +11,17 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from ..calibration import Calibrate, calibrate
-from ..datasets import Data, load_data
-from ..devices import this_machine
+from ..calibrating import Calibrate, calibrate
+from ..data.datasets import Data, load_data
 from ..errors import require
-from ..evaluating import evaluate
 from ..finetuning import RECIPES, Finetune, finetune
-from ..importance import rank
-from ..masks import Mask
-from ..models import load_model
+from ..measuring.devices import this_machine
+from ..models.networks import load_model
+from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..shrinking import fade
-from ..sites import find_sites
+from ..sites import Mask, find_sites
+from ..training.evaluating import evaluate
 from .ingredients import GIVEN
 from .judging import hold_back
 from .rows import Rows

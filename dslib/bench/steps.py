@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import in_channels
-from ..devices import pick_device, this_machine, tune_allocator
+from ..algebra.blocks import in_channels
 from ..errors import require
-from ..measuring import Timing, in_turns
-from ..models import load_model
+from ..measuring.devices import pick_device, this_machine, tune_allocator
+from ..measuring.latency import Timing, in_turns
+from ..measuring.runtimes import use_precision
+from ..models.networks import load_model
 from ..records import Record, as_words, commit
-from ..runtimes import use_precision
 from ..searching import add_gates, latency_decay
 from ..sites import find_sites
 

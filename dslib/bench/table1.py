@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..dense import Dense, DenseBlock, dense
 from ..errors import BadModel, DslibError, require
-from ..measuring import measure
-from ..models import load_model
+from ..measuring.dense import Dense, DenseBlock, dense
+from ..measuring.latency import measure
+from ..models.networks import load_model
 from ..records import Record
 from ..sites import find_sites
 from .tables import Case, Measured, Table, settle_batchnorm

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..blocks import in_channels
-from ..devices import pick_device, this_machine
+from ..algebra.blocks import in_channels
 from ..errors import BadRecord, DslibError, require
-from ..evaluating import recalibrate_batchnorm
-from ..measuring import Timing, count_macs, count_parameters, measure, working_memory_mib
+from ..measuring.devices import pick_device, this_machine
+from ..measuring.latency import Timing, count_macs, count_parameters, measure, working_memory_mib
+from ..measuring.roofline import Peaks, find_peaks, utilisation
+from ..measuring.runtimes import dtype_for
 from ..records import Record, as_words, commit
-from ..roofline import Peaks, find_peaks, utilisation
-from ..runtimes import dtype_for
+from ..training.evaluating import recalibrate_batchnorm
 from .rows import Rows
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..blocks import in_channels
-from ..dense import dense
-from ..devices import allocator_is_tuned, pick_device, this_machine
+from ..algebra.blocks import in_channels
 from ..errors import DslibError, require
-from ..measuring import measure
-from ..models import load_model
+from ..measuring.dense import dense
+from ..measuring.devices import allocator_is_tuned, pick_device, this_machine
+from ..measuring.latency import measure
+from ..models.networks import load_model
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .table1 import MODELS

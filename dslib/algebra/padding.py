@@ -1,0 +1,261 @@
+"""Hoisting: move a block's inner zero padding to the block's input, so that merging is exact.
+
+A depthwise convolution pads *after* the expand convolution's bias, so no single convolution equals the two
+near the border. Padding the block's input first, and giving the inner convolutions none, makes the block one
+convolution everywhere; shapes stay, finetuning absorbs the change at the border. In training, BatchNorm must
+not see the padding: its statistics would depend on the image size.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..errors import NotMergeable
+from .affine import NO_PADDING, Pair, Sides
+from .graphs import bypass, describe, maps_of, module_of, tail
+from .layers import depends_on_size, pad_sides, padding_of, unpadded
+from .tracing import plain_batchnorm
+
+
+class InteriorBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm whose batch statistics leave out a ring of hoisted padding.
+
+    Input and output (N, C, H, W); the outer `ring` (left, right, top, bottom) of the input is normalised
+    like the rest but not counted.
+    """
+
+    ring: Sides = NO_PADDING
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised map."""
+        scale, shift = self._scale_shift(F.pad(x, [-side for side in self.ring]))
+        return torch.addcmul(shift, x, scale)
+
+    def folded(self, conv: nn.Conv2d) -> nn.Module:
+        """What is left of this layer in eval once its scale and shift are in `conv`: nothing."""
+        return nn.Sequential()
+
+    def extra_repr(self) -> str:
+        """The layer's settings, the ring among them."""
+        return f"{super().extra_repr()}, ring={self.ring}"
+
+    def _scale_shift(self, interior: Tensor) -> tuple[Tensor, Tensor]:
+        """gamma / std and beta - mean * gamma / std, (1, C, 1, 1) each; running statistics move in train."""
+        if self.training or self.running_mean is None or self.running_var is None:
+            var, mean = torch.var_mean(interior, (0, 2, 3), correction=0)
+            if self.training and self.track_running_stats:
+                self._track(mean.detach(), var.detach(), interior.numel() // interior.shape[1])
+        else:
+            var, mean = self.running_var, self.running_mean
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        return scale.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
+
+    def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        self.num_batches_tracked.add_(1)
+        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean), rate)
+        self.running_var.lerp_(var.to(self.running_var) * (count / max(count - 1, 1)), rate)
+
+
+class PaddingBatchNorm2d(InteriorBatchNorm2d):
+    """A BatchNorm that then pads by `ring` with what it makes of the preceding layer's answer to zeros.
+
+    After a pointwise convolution that is the very function that padding the block's input with zeros gives,
+    without computing the expand convolution on the padding: (N, C, H, W) -> (N, C, H + top + bottom, ...).
+    """
+
+    def forward(self, x: Tensor, response: Tensor | None = None) -> Tensor:
+        """The normalised and padded map; `response` (C,) is the preceding convolution's bias, if any."""
+        scale, shift = self._scale_shift(x)
+        # pad(x * scale - constant) + constant, written so that the map is passed over only once before padding
+        if response is None:
+            return F.pad(x * scale, self.ring) + shift
+        response = response.reshape(1, -1, 1, 1)
+        return torch.addcmul(shift, F.pad(x - response, self.ring) + response, scale)
+
+    def folded(self, conv: nn.Conv2d) -> nn.Module:
+        """The padding alone."""
+        assert conv.bias is not None
+        return ChannelPad2d(self.ring, conv.bias)
+
+
+class ChannelPad2d(nn.Module):
+    """Padding by one constant per channel: what is left of a `PaddingBatchNorm2d` once it is folded.
+
+    Args:
+        ring: (left, right, top, bottom).
+        constant: (C,), the folded convolution's bias, which is its answer to zeros.
+    """
+
+    def __init__(self, ring: Sides, constant: Tensor) -> None:
+        super().__init__()
+        self.ring = ring
+        self.register_buffer("constant", constant.detach().reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor, response: Tensor | None = None) -> Tensor:
+        """The padded map; `response` is not needed any more."""
+        constant = self.get_buffer("constant")
+        return F.pad(x - constant, self.ring) + constant
+
+
+def hoist(traced: fx.GraphModule, ring: Sides = NO_PADDING, first: bool = True) -> Sides:
+    """Rewrite a traced block, in place, so that it pads its input and nothing else.
+
+    Every layer is replaced by one that shares its weights under the same name, so `state_dict` keys stay.
+
+    Args:
+        traced: a block from `tracing.trace`, its inner activations out and its padding resolved.
+        ring: how far its output must go on beyond its border, (left, right, top, bottom), for a block after it
+            that does not pad by itself.
+        first: whether it pads its input by itself; else it expects an input that goes on beyond its border.
+    Returns:
+        How far that input must go on beyond its border; nothing if it pads by itself.
+    """
+    demands = _demands(traced, ring, first)
+    ends = tail(traced)
+    pads = [n for n in traced.graph.nodes if n not in ends and _padding_node(traced, n) is not None]
+    wanted = NO_PADDING
+    for node in list(traced.graph.nodes):
+        rings = _rings(demands, node)
+        if node.op == "placeholder" and rings:
+            wanted = NO_PADDING if first else _largest(rings.values())
+            _give(traced, node, rings, have=wanted)
+        elif rings and not _is_tuple(node):
+            split = next((source for source in node.all_input_nodes if _is_tuple(source)), None)
+            _give(traced, node, rings, have=_largest(_rings(demands, split or node).values()))
+    for node in pads:
+        bypass(traced, node)
+    traced.graph.lint()
+    traced.recompile()
+    return wanted
+
+
+def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
+    """Write padding that depends on the input's size (`Conv2dSame`, `ceil_mode`) as padding of fixed sides, in place.
+
+    Args:
+        traced: a block from `tracing.trace`.
+        sizes: node name -> (H, W) of its input, from `graphs.input_sizes`.
+    """
+    for node in list(traced.graph.nodes):
+        layer = module_of(traced, node)
+        if isinstance(layer, (nn.Conv2d, nn.AvgPool2d)) and depends_on_size(layer):
+            sides = padding_of(layer, sizes.get(node.name))
+            traced.set_submodule(str(node.target), unpadded(layer))
+            with traced.graph.inserting_before(node):
+                node.args = (traced.graph.call_function(F.pad, (node.args[0], sides)),)
+    traced.recompile()
+
+
+def _demands(traced: fx.GraphModule, ring: Sides, first: bool) -> dict[tuple[fx.Node, fx.Node], Sides]:
+    """(source, user) -> how far the user needs the source's map to go on beyond its border."""
+    demands: dict[tuple[fx.Node, fx.Node], Sides] = {}
+    maps, ends = maps_of(traced), tail(traced)
+    for node in reversed(traced.graph.nodes):
+        if node.op != "output":
+            ring = _largest(demands.get((node, user), NO_PADDING) for user in node.users)
+        try:
+            ring = ring if node in ends else _needed(traced, node, ring, first)
+        except NotMergeable as error:
+            raise NotMergeable(f"{describe(traced, node)}: {error}") from error
+        for source in node.all_input_nodes:
+            if source in maps:
+                demands[source, node] = ring
+    return demands
+
+
+def _needed(traced: fx.GraphModule, node: fx.Node, ring: Sides, first: bool) -> Sides:
+    """How far a node needs its input to go on, given that for its output; its layer loses its own padding."""
+    module = module_of(traced, node)
+    sides = _padding_node(traced, node)
+    if isinstance(module, (nn.Conv2d, nn.AvgPool2d)):
+        ring = _through(module, ring, padding_of(module))
+        traced.set_submodule(str(node.target), unpadded(module))
+    elif sides is not None:
+        ring = _sum(ring, sides)
+    elif isinstance(module, nn.BatchNorm2d) and ring != NO_PADDING:
+        ring = _hoist_batchnorm(traced, node, module, ring, first)
+    return ring
+
+
+def _rings(demands: dict[tuple[fx.Node, fx.Node], Sides], node: fx.Node) -> dict[fx.Node, Sides]:
+    return {user: ring for (source, user), ring in demands.items() if source is node}
+
+
+def _is_tuple(node: fx.Node) -> bool:
+    """Whether a node gives several maps (a chunk): what reads it picks one."""
+    return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
+
+
+def _padding_node(traced: fx.GraphModule, node: fx.Node) -> Sides | None:
+    """The sides that an explicit zero padding in the block's own code adds; None for any other node."""
+    module = module_of(traced, node)
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return (left, right, top, bottom)
+    if node.op == "call_function" and node.target is F.pad:
+        return pad_sides(node.args[1:], node.kwargs)
+    return None
+
+
+def _hoist_batchnorm(traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, ring: Sides, first: bool) -> Sides:
+    """Put in the BatchNorm that fits, and return what it needs of its input."""
+    source = node.all_input_nodes[0]
+    conv = module_of(traced, source)
+    pointwise = isinstance(conv, nn.Conv2d) and (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
+    at_start = first and pointwise and source.all_input_nodes[0].op == "placeholder" and len(source.users) == 1
+    if not at_start or padding_of(conv) != NO_PADDING:  # type: ignore[arg-type]
+        _replace_batchnorm(traced, node, bn, InteriorBatchNorm2d, ring)
+        return ring
+    _replace_batchnorm(traced, node, bn, PaddingBatchNorm2d, ring)
+    if conv.bias is not None:  # type: ignore[union-attr]
+        with traced.graph.inserting_before(node):
+            node.args = (source, traced.graph.get_attr(f"{source.target}.bias"))
+    return NO_PADDING
+
+
+def _replace_batchnorm(
+    traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, kind: type[InteriorBatchNorm2d], ring: Sides
+) -> None:
+    new = plain_batchnorm(bn, kind)
+    setattr(new, "ring", ring)  # noqa: B010  (torch types attributes of modules as tensors)
+    traced.set_submodule(str(node.target), new)
+
+
+def _through(layer: nn.Conv2d | nn.AvgPool2d, ring: Sides, padding: Sides) -> Sides:
+    """What a layer needs of its input so that its output goes on by `ring`."""
+    v, h = layer.stride if isinstance(layer.stride, tuple) else (layer.stride, layer.stride)
+    left, right, top, bottom = ring
+    return _sum((left * h, right * h, top * v, bottom * v), padding)
+
+
+def _sum(a: Sides, b: Sides) -> Sides:
+    left, right, top, bottom = (x + y for x, y in zip(a, b, strict=True))
+    return (left, right, top, bottom)
+
+
+def _give(traced: fx.GraphModule, node: fx.Node, rings: dict[fx.Node, Sides], have: Sides) -> None:
+    """Let every user read the node's map padded (or cropped) from `have` to what the user needs."""
+    made: dict[Sides, fx.Node] = {have: node}
+    for user, ring in rings.items():
+        if ring not in made:
+            change = [want - got for want, got in zip(ring, have, strict=True)]
+            with traced.graph.inserting_after(node):
+                made[ring] = traced.graph.call_function(F.pad, (node, change))
+        user.replace_input_with(node, made[ring])
+
+
+def _largest(rings: Iterable[Sides]) -> Sides:
+    left, right, top, bottom = (max(sides) for sides in zip(NO_PADDING, *rings, strict=True))
+    return (left, right, top, bottom)

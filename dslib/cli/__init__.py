@@ -1,0 +1,5 @@
+"""The command line; see `verbs`."""
+
+from .verbs import main
+
+__all__ = ["main"]

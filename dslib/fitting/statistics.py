@@ -1,0 +1,79 @@
+"""The mean and spread of a network's channels, and giving them to another's: BatchNorm recalibrated to an original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Station, values_at
+from .replaying import Rest
+
+
+class Moments:
+    """Mean and standard deviation of each channel, from sums over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total, self.squares = torch.zeros(()), torch.zeros(())
+
+    def add(self, maps: Tensor) -> None:
+        """A batch, (N, C, H, W)."""
+        values = maps.to(torch.promote_types(maps.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        self.count += values.shape[1]
+        self.total = self.total + values.sum(1).cpu().double()
+        self.squares = self.squares + values.square().sum(1).cpu().double()
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,)."""
+        return self.total / self.count
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation, (C,)."""
+        return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
+
+
+def moments_at(original: nn.Module, stations: list[Station], batches: Iterable[Tensor]) -> dict[str, Moments]:
+    """What the original's channels have where the stations' are to be changed: name -> moments."""
+    found = {station.name: Moments() for station in stations}
+
+    def hook(_: nn.Module, inputs: Any, output: Tensor, moments: Moments) -> None:
+        moments.add(output)
+
+    hooks = [
+        original.get_submodule(station.target).register_forward_hook(partial(hook, moments=found[station.name]))
+        for station in stations
+    ]
+    for images in batches:
+        original(images)
+    for handle in hooks:
+        handle.remove()
+    return found
+
+
+def match(station: Station, wanted: Moments, rest: Rest, small: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Give each channel of a convolution the wanted mean and spread; the spread is at most doubled or halved.
+
+    Args:
+        station: the convolution, its BatchNorm folded in the network that runs.
+        wanted: of each channel.
+        rest: the network that runs.
+        small: the same with its BatchNorms.
+        batches: the first ones of those that `rest` is run on.
+    """
+    found = Moments()
+    for i, images in enumerate(batches):
+        found.add(values_at(rest.at(i), images, station)[0])
+    conv = rest.network.get_submodule(station.conv)
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    like = conv.bias.new_zeros((), dtype=torch.promote_types(conv.bias.dtype, torch.float32))
+    factor = (wanted.spread / found.spread.clamp_min(1e-12)).clamp(0.5, 2)
+    factor, shift = factor.to(like), (wanted.mean - factor * found.mean).to(like)
+    bias = conv.bias * (factor - 1) + shift
+    station.change(rest.network, small, conv.weight * (factor - 1)[:, None, None, None], bias)

@@ -1,0 +1,147 @@
+"""How much of a device a network uses: the device's measured peaks, and where a network stands below them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra.blocks import ghost_of
+from .latency import Timing, count_macs, measure
+from .runtimes import dtype_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# channels and side of maps whose 3 x 3 convolutions are tried for the peak
+CONVOLUTIONS = ((64, 56), (128, 28), (256, 28), (256, 14), (512, 14))
+MATMUL = {"cpu": 2048, "cuda": 8192}
+COPIED = {"cpu": 2**28, "cuda": 2**29}  # bytes; far more than a cache holds
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The most that was seen of a device: each the median of its best case.
+
+    Args:
+        conv_gflops: of 3 x 3 convolutions, 10^9 floating-point operations (2 x MACs) per second.
+        matmul_gflops: of a product of two large square matrices.
+        bandwidth_gb_s: of copying, bytes read and bytes written both counted.
+        device, precision, runtime: where; the runtime is PyTorch.
+        busy: whether the machine had more to do meanwhile.
+    """
+
+    conv_gflops: float
+    matmul_gflops: float
+    bandwidth_gb_s: float
+    device: str
+    precision: str
+    runtime: str
+    busy: bool = False
+
+    def ceiling(self, intensity: float) -> float:
+        """GFLOP/s that a network of so many operations per byte can reach: the roof."""
+        return min(self.conv_gflops, intensity * self.bandwidth_gb_s)
+
+
+class _Copy(nn.Module):
+    target: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("target", torch.empty_like(like))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.target.copy_(x)
+
+
+def find_peaks(
+    device: torch.device | str = "cpu", precision: str = "float32", batch_size: int | None = None, rounds: int = 15
+) -> Peaks:
+    """Measure what this device can do at most.
+
+    The ceiling of a network is the convolution peak: on some processors products of large matrices are slower.
+
+    Args:
+        device: to measure.
+        precision: one of `runtimes.PRECISIONS`.
+        batch_size: of the convolutions; default 8 on a CPU, 128 elsewhere.
+        rounds: measurements of each.
+    """
+    device = torch.device(device)
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    batch = batch_size or (8 if kind == "cpu" else 128)
+    dtype, side = dtype_for(precision), MATMUL[kind]
+
+    def timed(layers: Mapping[str, nn.Module], images: Mapping[str, Tensor]) -> Timing:
+        placed = {name: layer.to(device, dtype) for name, layer in layers.items()}
+        return measure(placed, images, rounds, precision=precision)
+
+    convolutions: dict[str, nn.Module] = {str(i): nn.Conv2d(c, c, 3, padding=1, bias=False)
+                                          for i, (c, _) in enumerate(CONVOLUTIONS)}  # fmt: skip
+    maps = {str(i): torch.randn(batch, c, s, s, device=device) for i, (c, s) in enumerate(CONVOLUTIONS)}
+    convolved = timed(convolutions, maps)
+    batch = convolved.batch_size
+    rates = [
+        2e-6
+        * batch
+        * count_macs(convolutions[i], (maps[i].shape[1], maps[i].shape[2], maps[i].shape[3]))
+        / convolved.median(i)
+        for i in maps
+    ]
+    matrix = torch.randn(1, 1, side, side, device=device)
+    product = timed({"matmul": nn.Linear(side, side, bias=False)}, {"matmul": matrix})
+    many = torch.zeros(1, 1, 1, COPIED[kind] // dtype.itemsize, device=device, dtype=dtype)
+    copied = timed({"copy": _Copy(many)}, {"copy": many})
+    return Peaks(
+        max(rates), 2e-6 * side**3 / product.median("matmul"), 2e-6 * COPIED[kind] / copied.median("copy"),
+        str(device), precision, convolved.runtime, convolved.busy or product.busy or copied.busy,
+    )  # fmt: skip
+
+
+def least_traffic(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int = 1, width: int = 4) -> int:
+    """Bytes that a network moves at least: inputs, outputs and weights of its convolutions and linear layers, once.
+
+    Activations, adds and BatchNorms count nothing, as if they were all fused.
+
+    Args:
+        model: the network.
+        input_shape: (C, H, W).
+        batch_size: images.
+        width: bytes of a number.
+    """
+    numbers = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal numbers
+        numbers += batch_size * (inputs[0].numel() + output.numel()) + sum(p.numel() for p in module.parameters())
+
+    ghost = ghost_of(model)
+    dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
+    for module in ghost.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))
+    return width * numbers
+
+
+def utilisation(
+    models: Mapping[str, nn.Module], input_shape: tuple[int, int, int], timing: Timing, peaks: Peaks
+) -> pd.DataFrame:
+    """One row a network: GFLOP/s reached, as a share of the convolution peak and of its own roof, FLOPs per byte."""
+    import pandas as pd
+
+    rows = {}
+    for name, model in models.items():
+        flops = 2 * count_macs(model, input_shape) * timing.batch_size
+        moved = least_traffic(model, input_shape, timing.batch_size, dtype_for(peaks.precision).itemsize)
+        reached, intensity = 1e-6 * flops / timing.median(name), flops / moved
+        rows[name] = {
+            "gflops": reached, "share_of_peak": reached / peaks.conv_gflops,
+            "share_of_roof": reached / peaks.ceiling(intensity), "flops_per_byte": intensity,
+        }  # fmt: skip
+    return pd.DataFrame(rows).T

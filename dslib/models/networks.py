@@ -1,0 +1,209 @@
+"""Networks by name, their weights, and heads for the classes at hand."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..data.datasets import find_file
+from ..errors import BadModel, first_line, nearest, require
+from .weights import load_state_dict
+
+
+class Loaded(NamedTuple):
+    """A network and whether its head was trained for the classes asked for."""
+
+    model: nn.Module
+    trained: bool
+
+
+def load_model(
+    name: str,
+    classes: Sequence[str] | None = None,
+    weights: str = "none",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """The network called `name`, with a head for `classes`.
+
+    Where the classes are ImageNet's WordNet ids and the weights ImageNet's, the head's rows are selected for
+    them, so that the network classifies at once. For other classes the head is new and must be trained first.
+
+    Args:
+        name: a torchvision or timm model ('timm/...' or 'torchvision/...' to choose), or 'package.module:function'.
+        classes: class names in label order; None keeps the head that the weights have.
+        weights: 'none', 'default' (a file <name>.safetensors in a folder weights/ under DSLIB_DATA, else the
+            library's own download), or the path of a .safetensors or state-dict file.
+        options: keyword arguments for the model's function, e.g. {'width_mult': 0.5}.
+        seed: of the random weights.
+    Raises:
+        BadModel: if the name, the file or its shapes are wrong.
+    """
+    torch.manual_seed(seed)
+    options = dict(options or {})
+    if weights == "none":
+        require(classes is None or len(classes) > 1, "expected at least two classes", BadModel)
+        model = _build(name, None if classes is None else len(classes), options)
+        return Loaded(model, False) if classes is None else Loaded(_fit_head(model, classes).model, False)
+    pretrained = _pretrained(name, options) if weights == "default" else None
+    model = _from_file(name, _weights_path(name, weights), options) if pretrained is None else pretrained
+    return Loaded(model, True) if classes is None else _fit_head(model, classes)
+
+
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the classifier: the network's last linear layer.
+
+    Raises:
+        BadModel: if it has none.
+    """
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    require(bool(linear), f"{type(model).__name__} has no linear layer: expected a classifier", BadModel)
+    return linear[-1]
+
+
+def imagenet_indices(classes: Sequence[str]) -> list[int] | None:
+    """ImageNet-1k class index of each WordNet id, or None if one is no such id."""
+    from timm.data import ImageNetInfo
+
+    index = {wnid: i for i, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    return [index[c] for c in classes] if all(c in index for c in classes) else None
+
+
+def _fit_head(model: nn.Module, classes: Sequence[str]) -> Loaded:
+    _, head = find_head(model)
+    rows = imagenet_indices(classes) if head.out_features == 1000 else None
+    if rows is None and head.out_features == len(classes):
+        return Loaded(model, True)
+    new = _replace_head(model, len(classes))
+    if rows is not None:
+        with torch.no_grad():
+            new.weight.copy_(head.weight[rows])
+            if head.bias is not None:
+                new.bias.copy_(head.bias[rows])
+    return Loaded(model, rows is not None)
+
+
+def _replace_head(model: nn.Module, rows: int) -> nn.Linear:
+    """Put a new classifier with `rows` outputs in, and return it."""
+    name, head = find_head(model)
+    new = nn.Linear(head.in_features, rows, bias=head.bias is not None)
+    model.set_submodule(name, new)
+    return new
+
+
+def _build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> nn.Module:
+    function, options = _function(name), dict(options)
+    if num_classes is not None and _takes(function, "num_classes"):
+        options["num_classes"] = num_classes
+    try:
+        model = function(**options)
+    except Exception as error:  # the user's code runs: anything can be raised
+        raise BadModel(f"{name} cannot be built with {options}: {first_line(error)}") from error
+    require(
+        isinstance(model, nn.Module),
+        f"{name} gave a {type(model).__name__}: expected a torch Module",
+        BadModel,
+    )
+    return model
+
+
+def _function(name: str) -> Any:
+    """What to call with keyword arguments to get an untrained network."""
+    import timm
+    import torchvision
+
+    if ":" in name:
+        return _import(name)
+    library, _, bare = name.rpartition("/")
+    if library in ("", "torchvision") and bare in torchvision.models.list_models():
+        return torchvision.models.get_model_builder(bare)
+    if library in ("", "timm") and timm.is_model(bare):
+        return lambda **options: timm.create_model(bare, **options)
+    known = {*torchvision.models.list_models(module=torchvision.models), *timm.list_models()}
+    raise BadModel(f"{nearest('model', name, known)}; or give package.module:function")
+
+
+def _import(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # the user's code runs: anything can be raised
+        raise BadModel(f"no model {name!r}: {first_line(error)}; expected package.module:function") from error
+
+
+def _rows(state: dict[str, Tensor]) -> int | None:
+    """Outputs of the last matrix in a state dict: the classifier's, as a rule."""
+    return next((tensor.shape[0] for tensor in reversed(state.values()) if tensor.ndim == 2), None)
+
+
+def _needs(function: Any, argument: str) -> bool:
+    parameter = inspect.signature(function).parameters.get(argument)
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def _takes(function: Any, argument: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
+    """The library's own pretrained network; None if a file under DSLIB_DATA stands for it."""
+    if find_file(f"weights/{_bare(name)}.safetensors") is not None:
+        return None
+    require(":" not in name, f"{name} has no 'default' weights: give a file, or 'none'", BadModel)
+
+    function = _function(name)
+    own = "weights" in inspect.signature(function).parameters  # torchvision's; timm has `pretrained`
+    key = {"weights": "DEFAULT"} if own else {"pretrained": True}
+    try:
+        return function(**options, **key)
+    except Exception as error:  # network, hub and hash errors alike
+        raise BadModel(f"default weights of {name} cannot be downloaded ({first_line(error)}): go online, "
+                       f"or put weights/{_bare(name)}.safetensors into the folder DSLIB_DATA") from error  # fmt: skip
+
+
+def _bare(name: str) -> str:
+    return name.rpartition("/")[2].replace(":", ".")
+
+
+def _weights_path(name: str, weights: str) -> Path:
+    path = find_file(f"weights/{_bare(name)}.safetensors") if weights == "default" else Path(weights)
+    require(path is not None and path.is_file(),
+            f"no weights file {weights!r}: expected 'none', 'default', or the path of a .safetensors or .pt file",
+            BadModel)  # fmt: skip
+    return path  # type: ignore[return-value]
+
+
+def _from_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
+    state = load_state_dict(path)
+    model = _build(name, _rows(state) if _needs(_function(name), "num_classes") else None, options)
+    heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in state]
+    if heads and state[f"{heads[-1][0]}.weight"].shape[0] != heads[-1][1].out_features:
+        _replace_head(model, state[f"{heads[-1][0]}.weight"].shape[0])
+    load_weights(model, state, str(path))
+    return model
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Put a state dict into a network; every key and shape must fit.
+
+    Raises:
+        BadModel: naming the first keys or shapes that do not.
+    """
+    own = model.state_dict()
+    missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [f"{what}: {', '.join(keys[:3])}" for what, keys in
+                (("missing", missing), ("unknown", strange), ("wrong shape", wrong)) if keys]  # fmt: skip
+    require(not problems, f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}", BadModel)
+    model.load_state_dict(state)
