@@ -138,9 +138,17 @@ def book(args):
     shutil.rmtree(str(HTML), ignore_errors=True)
     tool("python", "book/_ext/vendored.py")
     tool("python", "book/_ext/lab.py")
-    status = tool("jupyter-book", "build", ".", "--all", "-W", "--keep-going", "-n",
-                  DSLIB_BOOK_EXECUTE="force" if args else "off",
-                  **({"DSLIB_BOOK": "full"} if args == ["--full"] else {}))  # fmt: skip
+    status = tool(
+        "jupyter-book",
+        "build",
+        ".",
+        "--all",
+        "-W",
+        "--keep-going",
+        "-n",
+        DSLIB_BOOK_EXECUTE="force" if args else "off",
+        **({"DSLIB_BOOK": "full"} if args == ["--full"] else {}),
+    )
     print("dev.py: " + ("the book has errors, see above" if status else f"open {HTML / 'index.html'}"))
     return status
 

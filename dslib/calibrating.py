@@ -24,7 +24,7 @@ from .algebra.folding import fold
 from .algebra.graphs import dtype_of, is_activation_module
 from .algebra.tracing import trace
 from .data.splits import FolderSplit, Split
-from .errors import BadConfig, BadData, DslibError, NotTraceable, require
+from .errors import BadConfig, BadData, DslibError, NotTraceable
 from .fitting.layers import (
     Convolution,
     Opened,
@@ -79,11 +79,16 @@ class Calibrate:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.reach is None or self.reach > 0, f"reach: expected 1 or more, found {self.reach}")
-        require(self.ridge > 0, f"ridge: expected more than 0, found {self.ridge}")
-        require(self.ridges > 0, f"ridges: expected 1 or more, found {self.ridges}")
-        require(self.positions > 0, f"positions: expected 1 or more, found {self.positions}")
-        require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
+        if self.reach is not None and not self.reach > 0:
+            raise BadConfig(f"reach: expected 1 or more, found {self.reach}")
+        if not self.ridge > 0:
+            raise BadConfig(f"ridge: expected more than 0, found {self.ridge}")
+        if not self.ridges > 0:
+            raise BadConfig(f"ridges: expected 1 or more, found {self.ridges}")
+        if not self.positions > 0:
+            raise BadConfig(f"positions: expected 1 or more, found {self.positions}")
+        if not self.batch_size > 0:
+            raise BadConfig(f"batch_size: expected 1 or more, found {self.batch_size}")
 
 
 class Calibrated(NamedTuple):
@@ -166,8 +171,10 @@ def _calibrated(
             bar.update()
     bar.close()
     if short:  # the same words whatever the plan, so that Python shows those of a ranking's many calibrations once
-        warnings.warn(f"{count} images have fewer positions than some convolutions have weights to fit: give more "
-                      "images", stacklevel=5)  # fmt: skip
+        warnings.warn(
+            f"{count} images have fewer positions than some convolutions have weights to fit: give more images",
+            stacklevel=5,
+        )
     for name, block in kept.items():
         small.set_submodule(name, block)
     return Calibrated(small, {s.name: errors[s.name] for s in stations if s.removed})
@@ -243,7 +250,8 @@ def _open(
     gone = dict.fromkeys(plan.dropped)
     called = calls(original, {name: s.target for name, s in stations.items()} | {name: name for name in gone}, first)
     for name in (s.name for s in stations.values() if s.removed):
-        require(called[name] == 1, f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
+        if called[name] != 1:
+            raise BadConfig(f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
     changed = dropwhile(lambda name: name not in gone and not stations[name].removed, called)
     return [stations[name] for name in changed if name not in gone and called[name] == 1], kept
 
@@ -276,9 +284,10 @@ def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate)
 
 def _batches(images: Images, model: nn.Module) -> Batches:
     """Batches of a size, on the network's device, checked; held as floats where they are not too many."""
-    require(isinstance(images, (Tensor, Split, FolderSplit)),
-            f"images: expected a tensor (N, C, S, S) or a split, found {type(images).__name__}", BadConfig)  # fmt: skip
-    require(len(images) > 0, "images: expected one or more, found none", BadData)
+    if not isinstance(images, (Tensor, Split, FolderSplit)):
+        raise BadConfig(f"images: expected a tensor (N, C, S, S) or a split, found {type(images).__name__}")
+    if not len(images) > 0:
+        raise BadData("images: expected one or more, found none")
     device, dtype, channels = next(model.parameters()).device, dtype_of(model), in_channels(model)
     if not isinstance(images, Tensor):
         shape = next(images.batches(1))[0].shape
@@ -286,10 +295,13 @@ def _batches(images: Images, model: nn.Module) -> Batches:
             images = torch.cat([part for part, _ in images.batches(256)])
     if isinstance(images, Tensor):
         good = images.ndim == 4 and images.shape[1] == channels and images.shape[2] == images.shape[3]
-        require(good and images.is_floating_point(),
+        if not (good and images.is_floating_point()):
+            raise BadData(
                 f"images: expected normalised floats of shape (N, {channels}, S, S), found {images.dtype} "
-                f"{tuple(images.shape)}", BadData)  # fmt: skip
-        require(bool(images.isfinite().all()), "images: some values are NaN or infinite", BadData)
+                f"{tuple(images.shape)}"
+            )
+        if not images.isfinite().all():
+            raise BadData("images: some values are NaN or infinite")
 
     def batches(size: int) -> Iterator[Tensor]:
         parts = images.split(size) if isinstance(images, Tensor) else (x for x, _ in images.batches(size))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .algebra.graphs import BOUNDARY
 from .data.datasets import Data
 from .data.splits import decoded_by
-from .errors import BadModel, require
+from .errors import BadConfig, BadModel
 from .merging import shrunk_blocks
 from .models.weights import digest
 from .shrinking import set_fade, settle
@@ -46,10 +46,14 @@ class Finetune(Train):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        require(0 <= self.alpha <= 1, f"alpha: expected 0 to 1, found {self.alpha}")
-        require(self.temperature > 0, f"temperature: expected more than 0, found {self.temperature}")
-        require(0 < self.fade < 1, f"fade: expected between 0 and 1, found {self.fade}")
-        require(self.features >= 0, f"features: expected 0 or more, found {self.features}")
+        if not 0 <= self.alpha <= 1:
+            raise BadConfig(f"alpha: expected 0 to 1, found {self.alpha}")
+        if not self.temperature > 0:
+            raise BadConfig(f"temperature: expected more than 0, found {self.temperature}")
+        if not 0 < self.fade < 1:
+            raise BadConfig(f"fade: expected between 0 and 1, found {self.fade}")
+        if not self.features >= 0:
+            raise BadConfig(f"features: expected 0 or more, found {self.features}")
 
 
 #: name -> settings of a recipe: usual, or gentle for what is nearly right (no augmentation, BatchNorm frozen)
@@ -91,12 +95,12 @@ def finetune(
         teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 
     names = list(shrunk_blocks(student)) if config.features else []
-    require(not config.features or (teacher is not None and bool(names)),
-            "features: expected a teacher, and a network from shrink or fade")  # fmt: skip
+    if config.features and not (teacher is not None and bool(names)):
+        raise BadConfig("features: expected a teacher, and a network from shrink or fade")
     known = dict(teacher.named_modules()) if teacher is not None else {}
     strange = [name for name in names if name not in known]
-    require(not strange, f"features: the teacher has no {', '.join(strange[:3])}: give the network that was shrunk",
-            BadModel)  # fmt: skip
+    if strange:
+        raise BadModel(f"features: the teacher has no {', '.join(strange[:3])}: give the network that was shrunk")
     own = Maps(student, names)
     guide = Maps(teacher, names) if teacher is not None else own
 
@@ -116,10 +120,17 @@ def finetune(
         return {"val_accuracy": evaluate(student, decoded_by(data.val, config.workers))}
 
     history = train(
-        student, data, loss, config, after_epoch=note, checkpoint=checkpoint, title="finetune", log=log,
+        student,
+        data,
+        loss,
+        config,
+        after_epoch=note,
+        checkpoint=checkpoint,
+        title="finetune",
+        log=log,
         about="" if teacher is None else digest(teacher.state_dict()),
         before_step=lambda progress: set_fade(student, min(1.0, progress / config.fade)),
-    )  # fmt: skip
+    )
     own.forget()
     return Trained(settle(student).eval(), history)
 
@@ -156,8 +167,11 @@ def feature_distance(student: nn.Module, own: Mapping[str, Tensor], target: Mapp
         block = student.get_submodule(name)
         if BOUNDARY in dict(block.named_children()):
             wanted = block.get_submodule(BOUNDARY)(wanted.clone())
-        require(found.shape == wanted.shape, f"features: {name} gives {tuple(found.shape)}, the teacher's "
-                f"{tuple(wanted.shape)}: give the network that was shrunk", BadModel)  # fmt: skip
+        if found.shape != wanted.shape:
+            raise BadModel(
+                f"features: {name} gives {tuple(found.shape)}, the teacher's "
+                f"{tuple(wanted.shape)}: give the network that was shrunk"
+            )
         distances.append(F.mse_loss(found.float(), wanted.float()) / wanted.float().var().clamp(min=1e-6))
     return torch.stack(distances).mean()
 
@@ -173,6 +187,8 @@ def check_teacher(teacher: nn.Module, data: Data, images: int = 512) -> None:
     part = data.train.first(images)
     accuracy, chance = evaluate(teacher, part), 1 / len(data.classes)
     margin = 3 * (chance * (1 - chance) / len(part)) ** 0.5
-    require(accuracy > chance + margin,
+    if not accuracy > chance + margin:
+        raise BadModel(
             f"the teacher is right on {accuracy:.1%} of {len(part)} training images, chance is {chance:.1%}: its head "
-            f"is not trained for these {len(data.classes)} classes; train it first", BadModel)  # fmt: skip
+            f"is not trained for these {len(data.classes)} classes; train it first"
+        )

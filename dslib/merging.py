@@ -16,7 +16,7 @@ from .algebra.blocks import SITE_KEY, Shape, in_channels, input_shapes
 from .algebra.graphs import after, bypass, first_conv, tail
 from .algebra.interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
 from .algebra.merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
-from .errors import MaskMismatch, NotMergeable, require
+from .errors import MaskMismatch, NotMergeable
 from .sites import Plan
 
 CHANNELS_KEY, LEFT_KEY = "dslib_channels", "dslib_left"  # in a shrunk block's .meta, beside SITE_KEY
@@ -144,12 +144,15 @@ def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> 
         chosen, left = [g for g, blocks in groups.items() if only(merge_cost(g, blocks))], "declined by the rule"
     else:
         wanted = [name for group in only.groups for name in group] if isinstance(only, Plan) else only
-        require(isinstance(wanted, Collection) and not isinstance(wanted, str),
-                f"only: expected names of sites, a plan or a rule, found {wanted!r}", MaskMismatch)  # fmt: skip
+        if not (isinstance(wanted, Collection) and not isinstance(wanted, str)):
+            raise MaskMismatch(f"only: expected names of sites, a plan or a rule, found {wanted!r}")
         known = {name: group for group in groups for name in (*group, "+".join(group))}
         unknown = [name for name in wanted if name not in known]
-        require(not unknown, f"only: not removed sites of this network: {sorted(unknown)}; its removed sites: "
-                f"{', '.join(map('+'.join, groups)) or 'none'}", MaskMismatch)  # fmt: skip
+        if unknown:
+            raise MaskMismatch(
+                f"only: not removed sites of this network: {sorted(unknown)}; its removed sites: "
+                f"{', '.join(map('+'.join, groups)) or 'none'}"
+            )
         picked = {known[name] for name in wanted}
         chosen, left = [group for group in groups if group in picked], "not named"
     for group in set(groups) - set(chosen):
@@ -186,10 +189,13 @@ def _response_to_zeros(blocks: Sequence[fx.GraphModule], input_shape: Shape) -> 
 def check_values(blocks: Sequence[nn.Module], name: str) -> None:
     """Raise `NotMergeable`, naming it, for a parameter or buffer that is on `meta`, NaN or infinite."""
     for key, tensor in chain.from_iterable(chain(b.named_parameters(), b.named_buffers()) for b in blocks):
-        require(not tensor.is_meta, f"{name}: {key} is on the meta device and has no values: load weights first; "
-                "dslib.unmerged predicts what merging costs", NotMergeable)  # fmt: skip
-        require(not tensor.is_floating_point() or bool(tensor.isfinite().all()),
-                f"{name}: {key} holds NaN or infinity: train or load it again", NotMergeable)  # fmt: skip
+        if tensor.is_meta:
+            raise NotMergeable(
+                f"{name}: {key} is on the meta device and has no values: load weights first; "
+                "dslib.unmerged predicts what merging costs"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise NotMergeable(f"{name}: {key} holds NaN or infinity: train or load it again")
 
 
 def _is_channels_last(model: nn.Module) -> bool:

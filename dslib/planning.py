@@ -12,7 +12,7 @@ from torch import nn
 
 from .algebra.blocks import in_channels
 from .algebra.graphs import dtype_of
-from .errors import BadConfig, MaskMismatch, require
+from .errors import BadConfig, MaskMismatch
 from .measuring.latency import measure
 from .merging import merge
 from .profiling import CostTable
@@ -63,14 +63,18 @@ def plan(found: Found, cost: CostTable, latency: float, merged: bool = True) -> 
         MaskMismatch: if no plan is that quick (the quickest is named), or a cost is missing, negative or NaN.
     Source: Kim et al., ICML 2023 (dynamic programming over runs); here exact, see `pareto`.
     """
-    require(not math.isnan(latency), "latency: expected milliseconds per batch, found NaN", BadConfig)
+    if math.isnan(latency):
+        raise BadConfig("latency: expected milliseconds per batch, found NaN")
     options = _options(found, cost, merged)
     need = cost.total - latency
     fronts = _fronts(options)
     last = fronts[-1]
     enough = np.flatnonzero(last.saving >= need - 1e-9 * cost.total)
-    require(len(enough) > 0, f"latency: the least that can be reached is {cost.total - last.saving.max():.2f} ms per "
-            f"batch, found {latency:g}", MaskMismatch)  # fmt: skip
+    if not len(enough) > 0:
+        raise MaskMismatch(
+            f"latency: the least that can be reached is {cost.total - last.saving.max():.2f} ms per "
+            f"batch, found {latency:g}"
+        )
     return _plan_of(fronts, options, int(enough[last.loss[enough].argmin()]), found)
 
 
@@ -114,12 +118,19 @@ def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) 
         MaskMismatch: if the costs are of different settings.
     """
     units = {found.unit for found, _ in networks.values()}
-    require(units == {"nats of cross-entropy"}, "expected importances in nats of cross-entropy, to be added to a "
-            f"network's own, found {', '.join(map(repr, sorted(units)))}", MaskMismatch)  # fmt: skip
+    if units != {"nats of cross-entropy"}:
+        raise MaskMismatch(
+            "expected importances in nats of cross-entropy, to be added to a "
+            f"network's own, found {', '.join(map(repr, sorted(units)))}"
+        )
     settings = {(c.device, c.runtime, c.batch_size, c.image_size) for _, c in networks.values()}
-    require(len(settings) == 1, f"costs of different settings cannot be compared: {sorted(settings)}", MaskMismatch)
-    every = [Joint(name, planned, found.own + planned.loss) for name, (found, cost) in networks.items()
-             for planned in pareto(found, cost, merged)]  # fmt: skip
+    if len(settings) != 1:
+        raise MaskMismatch(f"costs of different settings cannot be compared: {sorted(settings)}")
+    every = [
+        Joint(name, planned, found.own + planned.loss)
+        for name, (found, cost) in networks.items()
+        for planned in pareto(found, cost, merged)
+    ]
     best: list[Joint] = []
     for one in sorted(every, key=lambda one: (one.planned.latency, one.loss)):
         if not best or one.loss < best[-1].loss:
@@ -128,9 +139,14 @@ def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) 
 
 
 def for_speedup(
-    model: nn.Module, found: Found, cost: CostTable, speedup: float, rounds: int = 15, runtime: str = "eager",
+    model: nn.Module,
+    found: Found,
+    cost: CostTable,
+    speedup: float,
+    rounds: int = 15,
+    runtime: str = "eager",
     precision: str | None = None,
-) -> tuple[Plan, Speedup]:  # fmt: skip
+) -> tuple[Plan, Speedup]:
     """The plan that removes the least importance and makes the merged network so many times faster, as measured.
 
     Predicted latencies are sums over blocks; where the whole network then falls short, more is asked of them.
@@ -147,7 +163,8 @@ def for_speedup(
     Raises:
         MaskMismatch: if the network is not that fast without all sites whose removal saves time.
     """
-    require(speedup > 1, f"speedup: expected more than 1, found {speedup:g}")
+    if not speedup > 1:
+        raise BadConfig(f"speedup: expected more than 1, found {speedup:g}")
     size, device = cost.image_size, next(model.parameters()).device
     images = torch.randn(cost.batch_size, in_channels(model), size, size, device=device, dtype=dtype_of(model))
     least = cost.total - _fronts(_options(found, cost, merged=True))[-1].saving.max()
@@ -159,20 +176,30 @@ def for_speedup(
         reached = timing.speedup("small", over="original")
         if reached[0] >= speedup:
             return best, reached
-        require(latency > least, f"speedup: at its quickest, with {len(best.mask.removed)} sites removed, the network "
-                f"is {reached[0]:.2f} times as fast, expected {speedup:g}", MaskMismatch)  # fmt: skip
+        if not latency > least:
+            raise MaskMismatch(
+                f"speedup: at its quickest, with {len(best.mask.removed)} sites removed, the network "
+                f"is {reached[0]:.2f} times as fast, expected {speedup:g}"
+            )
         slower = min(latency, cost.predict(best, merged=True))
         latency = max(slower - 0.005 * cost.total, least)  # another plan, and not much quicker than need be
 
 
 def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
     """For each site what can be done that ends with it: keep, remove or drop it, or merge it with those before it."""
-    require(bool(found.unit), "these importances only order the sites, their sums mean nothing: take a mask of "
-            "them, or importances from `importance` or `rank`", MaskMismatch)  # fmt: skip
+    if not found.unit:
+        raise MaskMismatch(
+            "these importances only order the sites, their sums mean nothing: take a mask of "
+            "them, or importances from `importance` or `rank`"
+        )
     same = not (found.network and cost.network) or found.network == cost.network
-    require(same, "importances and costs are of different networks: profile the one that was ranked", MaskMismatch)
-    require(found.image_size in (0, cost.image_size), f"importances are of images of {found.image_size} px, costs of "
-            f"{cost.image_size} px: give both the same --image-size", MaskMismatch)  # fmt: skip
+    if not same:
+        raise MaskMismatch("importances and costs are of different networks: profile the one that was ranked")
+    if found.image_size not in (0, cost.image_size):
+        raise MaskMismatch(
+            f"importances are of images of {found.image_size} px, costs of "
+            f"{cost.image_size} px: give both the same --image-size"
+        )
     cost.check({*found.m, *found.dropped})
     place = {name: i for i, name in enumerate(found.order)}
     options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]
@@ -185,7 +212,8 @@ def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]
             names = tuple(run.split("+"))
             options[place[names[-1]]].append(_Choice(place[names[0]], cost.saving(names, merged), loss, True))
     losses = [choice.loss for row in options for choice in row]
-    require(all(map(math.isfinite, losses)), "an importance is NaN or infinite: rank the sites again", MaskMismatch)
+    if not all(map(math.isfinite, losses)):
+        raise MaskMismatch("an importance is NaN or infinite: rank the sites again")
     return options
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .algebra.blocks import in_channels, structure_of
 from .algebra.graphs import dtype_of, is_activation_module
-from .errors import BadRecord, MaskMismatch, require
+from .errors import BadConfig, BadRecord, MaskMismatch
 from .measuring.devices import this_machine
 from .measuring.latency import measure
 from .merging import merge_blocks, shrunk_blocks
@@ -60,12 +60,7 @@ class CostTable:
         """One row a site, in ms per batch."""
         import pandas as pd
 
-        columns = {
-            "kept_ms": self.kept,
-            "linear_ms": self.linear,
-            "merged_ms": self.merged,
-            "saving_ms": self.savings,
-        }
+        columns = {"kept_ms": self.kept, "linear_ms": self.linear, "merged_ms": self.merged, "saving_ms": self.savings}
         return pd.DataFrame(columns)
 
     def saving(self, names: Sequence[str], merged: bool = False) -> float:
@@ -92,21 +87,25 @@ class CostTable:
         plan = plan if isinstance(plan, Plan) else Plan(plan)
         self.check(plan.mask.removed)
         unknown = [run for run in map("+".join, plan.runs) if run not in self.runs]
-        require(not unknown, f"no measured cost for the runs {unknown}: profile with longest=2 or more", MaskMismatch)
+        if unknown:
+            raise MaskMismatch(f"no measured cost for the runs {unknown}: profile with longest=2 or more")
         saved = sum(self.saving(group, merged) for group in plan.groups)
         return self.total - saved - sum(self.kept[name] for name in plan.dropped)
 
     def check(self, names: Iterable[str]) -> None:
         """Raise `MaskMismatch` unless each of these sites was measured, and no cost is negative or NaN."""
         unknown = sorted(set(names) - set(self.kept))
-        require(not unknown, f"no measured cost for {unknown}: profile the network that the mask or importance is of",
-                MaskMismatch)  # fmt: skip
+        if unknown:
+            raise MaskMismatch(f"no measured cost for {unknown}: profile the network that the mask or importance is of")
         same = self.kept.keys() == self.merged.keys() == self.linear.keys()
-        require(same, "the sites whose costs are kept, linear and merged differ: profile again", MaskMismatch)
+        if not same:
+            raise MaskMismatch("the sites whose costs are kept, linear and merged differ: profile again")
         for state in (self.kept, self.linear, self.merged, self.runs, {"the whole network": self.total}):
-            wrong = {name: ms for name, ms in state.items()
-                     if not (isinstance(ms, int | float) and 0 <= ms < float("inf"))}  # fmt: skip
-            require(not wrong, f"costs are milliseconds, 0 or more, found {wrong}: profile again", MaskMismatch)
+            wrong = {
+                name: ms for name, ms in state.items() if not (isinstance(ms, int | float) and 0 <= ms < float("inf"))
+            }
+            if wrong:
+                raise MaskMismatch(f"costs are milliseconds, 0 or more, found {wrong}: profile again")
 
     def worth_merging(self, mask: Mask) -> tuple[str, ...]:
         """Removed blocks that are quicker merged than linear: the others are better left as they are.
@@ -129,7 +128,8 @@ class CostTable:
             BadRecord: if the file is something else.
         """
         found = Record.load(path)
-        require(found.name == "profile", f"{path} is no cost table but a record of {found.name}", BadRecord)
+        if found.name != "profile":
+            raise BadRecord(f"{path} is no cost table but a record of {found.name}")
         try:
             return cls(**found.values)
         except TypeError as error:
@@ -157,7 +157,8 @@ def profile(
         runtime, precision: what runs them, as for `measure`.
         longest: the most sites that follow each other to be measured as one convolution too; 1 is none.
     """
-    require(min(batch_size, longest) > 0, f"expected a batch and runs of 1 or more, found {batch_size} and {longest}")
+    if not min(batch_size, longest) > 0:
+        raise BadConfig(f"expected a batch and runs of 1 or more, found {batch_size} and {longest}")
     sites.check_k(len(sites.always_kept))
     try:
         return _profile(model, sites, batch_size, boundary, rounds, runtime, precision, longest)
@@ -174,9 +175,15 @@ class _Halved(Exception):
 
 
 def _profile(
-    model: nn.Module, sites: Sites, batch_size: int, boundary: Callable[[], nn.Module] | None, rounds: int,
-    runtime: str, precision: str | None, longest: int,
-) -> CostTable:  # fmt: skip
+    model: nn.Module,
+    sites: Sites,
+    batch_size: int,
+    boundary: Callable[[], nn.Module] | None,
+    rounds: int,
+    runtime: str,
+    precision: str | None,
+    longest: int,
+) -> CostTable:
     device, dtype, busy, described = next(model.parameters()).device, dtype_of(model), False, ""
 
     def medians(states: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, float]:
@@ -217,5 +224,14 @@ def _profile(
         kept = sum(costs["kept"][name] for name in names)
         runs[run] = kept * both["merged"] / both["kept"]  # these two were measured in turns
     total = medians({"all": model}, whole)["all"]
-    return CostTable(**costs, total=total, batch_size=batch_size, image_size=sites.image_size, device=str(device),
-                     runtime=described, busy=busy, runs=runs, network=structure_of(model))  # fmt: skip
+    return CostTable(
+        **costs,
+        total=total,
+        batch_size=batch_size,
+        image_size=sites.image_size,
+        device=str(device),
+        runtime=described,
+        busy=busy,
+        runs=runs,
+        network=structure_of(model),
+    )

@@ -20,7 +20,7 @@ from .algebra.blocks import droppable, structure_of
 from .calibrating import Calibrate, Images, calibrate, logits_of
 from .data.datasets import Data
 from .data.splits import FolderSplit, Split
-from .errors import BadRecord, MaskMismatch, require
+from .errors import BadConfig, BadRecord, MaskMismatch
 from .finetuning import Finetune, finetune
 from .shrinking import possible_runs, shrink
 from .sites import Mask, Plan, Sites
@@ -65,11 +65,8 @@ class Found:
             MaskMismatch: if k is below the number of sites that cannot be merged, or above that of all sites.
         """
         low, high = len(self.always_kept), len(self.order)
-        require(
-            low <= k <= high,
-            f"k is the number of sites kept: expected {low} to {high}, found {k}",
-            MaskMismatch,
-        )
+        if not low <= k <= high:
+            raise MaskMismatch(f"k is the number of sites kept: expected {low} to {high}, found {k}")
         ranked = sorted(self.m, key=lambda name: -self.m[name])
         kept = {*self.always_kept, *ranked[: k - low]}
         return Mask({name: name in kept for name in self.order})
@@ -138,14 +135,20 @@ class Importance:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.count >= 2, f"count: expected 2 or more (BatchNorm needs them), found {self.count}")
-        require(self.longest >= 1, f"longest: expected 1 or more, found {self.longest}")
+        if not self.count >= 2:
+            raise BadConfig(f"count: expected 2 or more (BatchNorm needs them), found {self.count}")
+        if not self.longest >= 1:
+            raise BadConfig(f"longest: expected 1 or more, found {self.longest}")
 
 
 def importance(
-    model: nn.Module, data: Data, sites: Sites, config: Importance | None = None, progress: bool = True,
+    model: nn.Module,
+    data: Data,
+    sites: Sites,
+    config: Importance | None = None,
+    progress: bool = True,
     partial: Path | None = None,
-) -> Found:  # fmt: skip
+) -> Found:
     """By how much the loss rises when the activations of a site (or a run of sites) go, or a block, and nothing else.
 
     Args:
@@ -163,7 +166,8 @@ def importance(
     config = config or Importance()
     sites.check_k(len(sites.always_kept))
     recover, held = halves(data.train, config.count, config.seed)
-    require(len(recover) > 1, f"count: expected at least two images to recover on, found {len(recover)}")
+    if not len(recover) > 1:
+        raise BadConfig(f"count: expected at least two images to recover on, found {len(recover)}")
     size = min(64, len(recover))
     whole = torch.arange(len(recover) // size * size)
 
@@ -181,8 +185,9 @@ def importance(
     about = f"importance of {sites.names}, {data.name}, {len(data.train)} images, {data.image_size}, {settings}"
     title = "importance" if progress else ""
     own, found = _of_each(model, sites, config.longest, config.drop, loss, title, partial, about)
-    m, runs, dropped = ({name: value - own for name, value in part.items()}
-                        for part in (found.m, found.runs, found.dropped))  # fmt: skip
+    m, runs, dropped = (
+        {name: value - own for name, value in part.items()} for part in (found.m, found.runs, found.dropped)
+    )
     return replace(found, m=m, runs=runs, dropped=dropped, unit="nats of cross-entropy", own=own)
 
 
@@ -190,15 +195,23 @@ def halves(train: Split | FolderSplit, count: int, seed: int) -> tuple[Split, Sp
     """Training images to recover on, and as many others for the loss, `count` of each where there are as many."""
     part = train.first(2 * count, seed)
     half = len(part) // 2
-    first, second = (replace(part, images=part.images[s], labels=part.labels[s])
-                     for s in (slice(half), slice(half, None)))  # fmt: skip
+    first, second = (
+        replace(part, images=part.images[s], labels=part.labels[s]) for s in (slice(half), slice(half, None))
+    )
     return first, second
 
 
 def rank(
-    model: nn.Module, sites: Sites, images: Images, config: Calibrate | None = None, progress: bool = True,
-    longest: int = 1, partial: Path | None = None, drop: bool = False, held: Images | None = None,
-) -> Found:  # fmt: skip
+    model: nn.Module,
+    sites: Sites,
+    images: Images,
+    config: Calibrate | None = None,
+    progress: bool = True,
+    longest: int = 1,
+    partial: Path | None = None,
+    drop: bool = False,
+    held: Images | None = None,
+) -> Found:
     """Every removable site's importance: the divergence from the original network if it alone is calibrated away.
 
     Args:
@@ -216,7 +229,8 @@ def rank(
         As from a search, with a mask for every k; `m`, `runs`, `dropped` are mean Kullback-Leibler divergences (nats).
     """
     sites.check_k(len(sites.always_kept))
-    require(longest >= 1, f"longest: expected 1 or more, found {longest}")
+    if not longest >= 1:
+        raise BadConfig(f"longest: expected 1 or more, found {longest}")
     config = config or Calibrate()
     seen = images if held is None else held
     expected = logits_of(model, seen, config.batch_size)
@@ -242,9 +256,15 @@ def agreement(logits: Tensor, expected: Tensor) -> float:
 
 
 def _of_each(
-    model: nn.Module, sites: Sites, longest: int, drop: bool, value: Callable[[Plan], float], title: str,
-    partial: Path | None, about: str,
-) -> tuple[float, Found]:  # fmt: skip
+    model: nn.Module,
+    sites: Sites,
+    longest: int,
+    drop: bool,
+    value: Callable[[Plan], float],
+    title: str,
+    partial: Path | None,
+    about: str,
+) -> tuple[float, Found]:
     """The value of the network as it is, and of each plan that removes or drops one site, or merges one run.
 
     With the same recovery for all, what the recovery alone does counts for nothing in a difference.
@@ -270,8 +290,15 @@ def _of_each(
     m = {name: found[name] for name in sites.mergeable}
     runs = {run: found[run] for run in joined}
     dropped = {name: found[f"{name} dropped"] for name in blocks}
-    return own, Found(m, sites.always_kept, sites.names, runs=runs, dropped=dropped, network=structure_of(model),
-                      image_size=sites.image_size)  # fmt: skip
+    return own, Found(
+        m,
+        sites.always_kept,
+        sites.names,
+        runs=runs,
+        dropped=dropped,
+        network=structure_of(model),
+        image_size=sites.image_size,
+    )
 
 
 def _without(sites: Sites, names: Sequence[str]) -> Mask:

@@ -24,7 +24,7 @@ from .algebra.folding import fold
 from .calibrating import Calibrate, calibrate
 from .data.datasets import Data, load_data
 from .data.splits import Split, check_batch_size, decoded_by
-from .errors import BadConfig, require
+from .errors import BadConfig
 from .finetuning import Finetune, check_teacher, finetune
 from .measuring.devices import peak_memory_gib, pick_device, this_machine, tune_allocator
 from .measuring.latency import count_macs, count_parameters, measure
@@ -139,11 +139,13 @@ def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, roun
     return {
         "networks": rows,
         "speedup": {"ratio_of_medians": ratio, "q25": low, "q75": high, "rounds": rounds},
-        "batch_size": timing.batch_size, "image_size": data.image_size, "runtime": timing.runtime,
+        "batch_size": timing.batch_size,
+        "image_size": data.image_size,
+        "runtime": timing.runtime,
         "val_images": len(data.val),
         "shrunk_accuracy": top1(logits["shrunk"], data.val),
         **difference(logits["shrunk"], logits["merged"]),
-    }  # fmt: skip
+    }
 
 
 def difference(a: Tensor, b: Tensor) -> dict[str, float]:
@@ -207,9 +209,12 @@ class Run:
     def __post_init__(self) -> None:
         """Hand k and seed down to the stages; check what needs no network."""
         activation(self.boundary)
-        require(not (self.calibrate and self.boundary), "a calibrated network has no boundary activation: leave it out")
-        require(self.rounds > 0, f"rounds: expected 1 or more, found {self.rounds}")
-        require(self.batch_size > 0, f"batch_size: expected 1 or more, found {self.batch_size}")
+        if self.calibrate and self.boundary:
+            raise BadConfig("a calibrated network has no boundary activation: leave it out")
+        if not self.rounds > 0:
+            raise BadConfig(f"rounds: expected 1 or more, found {self.rounds}")
+        if not self.batch_size > 0:
+            raise BadConfig(f"batch_size: expected 1 or more, found {self.batch_size}")
         object.__setattr__(self, "finetune", self.finetune or (CALIBRATED if self.calibrate else FADING))
         for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
             object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
@@ -288,11 +293,16 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
 
     def judged() -> records.Record:
         values = {
-            "k": mask.k, "removed": list(mask.removed), "merged": list(merging), "processes": processes.started(),
+            "k": mask.k,
+            "removed": list(mask.removed),
+            "merged": list(merging),
+            "processes": processes.started(),
             "seconds": stage.seconds(),
-            **compare(networks, data, config.batch_size, config.rounds), "cost": asdict(cost), "found": asdict(found),
+            **compare(networks, data, config.batch_size, config.rounds),
+            "cost": asdict(cost),
+            "found": asdict(found),
             **records.read_json(out / "finetune.json"),
-        }  # fmt: skip
+        }
         record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
         record.save(out / "record.json")
         for name in ("original", "search", "finetune"):
@@ -356,7 +366,8 @@ def _claim(out: Path, config: Run) -> None:
         other = sorted(
             key for key in {*own, *found} - measuring if _deciding(own.get(key)) != _deciding(found.get(key))
         )
-        require(not other, f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
+        if other:
+            raise BadConfig(f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
     else:
         records.write_json(path, own)
 
@@ -426,14 +437,20 @@ def trial(config: Run) -> pd.DataFrame:
 
     if not loaded.trained:
         head_only = config.weights != "none"
-        tried("original", config.pretrain, config.pretrain.epochs,
-              lambda log: pretrain(model, data, config, head_only, log=log))  # fmt: skip
+        tried(
+            "original",
+            config.pretrain,
+            config.pretrain.epochs,
+            lambda log: pretrain(model, data, config, head_only, log=log),
+        )
         model.requires_grad_(True)
     if config.calibrate:
         middle = sites.mergeable[len(sites.mergeable) // 2 :][:1]
         alone = sites.mask([name for name in sites.names if name not in middle])
-        for name, plan, count, steps in (("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
-                                         ("calibration", mask, CALIBRATION_IMAGES, 1)):  # fmt: skip
+        for name, plan, count, steps in (
+            ("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
+            ("calibration", mask, CALIBRATION_IMAGES, 1),
+        ):
             count = min(count, len(data.train))
             rows[name] = _row(count, data, steps, _calibration(model, plan, data, count), device)
     else:
@@ -457,10 +474,15 @@ def _row(
     gpu = device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
     return {
-        "images": f"{images} x 3 x {data.image_size} x {data.image_size}", "steps": steps,
-        "s/step": step, "images/s": images / step, "s/evaluation": took, "hours": hours,
-        "GPU-hours": hours * processes.started() if gpu else "", "GiB": memory,
-    }  # fmt: skip
+        "images": f"{images} x 3 x {data.image_size} x {data.image_size}",
+        "steps": steps,
+        "s/step": step,
+        "images/s": images / step,
+        "s/evaluation": took,
+        "hours": hours,
+        "GPU-hours": hours * processes.started() if gpu else "",
+        "GiB": memory,
+    }
 
 
 def _enough(config: Train, data: Data) -> int:

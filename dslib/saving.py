@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import records
 from .algebra.blocks import in_channels
 from .algebra.graphs import dtype_of
-from .errors import BadConfig, BadModel, BadRecord, DslibError, first_line, require
+from .errors import BadConfig, BadModel, BadRecord, DslibError, first_line
 from .merging import Only, merge, unmerged
 from .models.networks import load_model, load_weights
 from .models.weights import load_tensors, save_tensors
@@ -74,10 +74,13 @@ class Recipe:
         self, model: nn.Module, only: Only = None, border_size: int | None = None
     ) -> tuple[nn.Module, Recipe]:
         """The network with its removed sites merged (those in `only`, if given), and its recipe."""
-        require(border_size is None or not self.hoist, "the padding was hoisted: its borders need no image size")
-        require(not self.merged or self.hoist or border_size == self.border_size,
+        if border_size is not None and self.hoist:
+            raise BadConfig("the padding was hoisted: its borders need no image size")
+        if self.merged and not self.hoist and border_size != self.border_size:
+            raise BadConfig(
                 f"part of it was merged with borders for image size {self.border_size}, found {border_size}: "
-                "merge the rest alike")  # fmt: skip
+                "merge the rest alike"
+            )
         done = merge(model, only, border_size)
         left = unmerged(done)
         merged = tuple(name for name in unmerged(model) if name not in left)
@@ -107,8 +110,11 @@ def load(path: Path | str, trust: str | None = None) -> tuple[nn.Module, Recipe]
     try:
         recipe = Recipe(**{key: _tuples(value) for key, value in found.items()})
         own = str(recipe.model)
-        require(":" not in own or own == trust, f"{_json(path)} would import and call {own}: if that is your own code, "
-                f"give --trust {own} (in Python trust={own!r})", BadModel)  # fmt: skip
+        if ":" in own and own != trust:
+            raise BadModel(
+                f"{_json(path)} would import and call {own}: if that is your own code, "
+                f"give --trust {own} (in Python trust={own!r})"
+            )
         model = recipe.build()
     except (AttributeError, TypeError, ValueError) as error:
         raise BadRecord(f"{_json(path)} is not a recipe: {error}") from error
@@ -125,8 +131,8 @@ def activation(name: str | None) -> type[nn.Module] | None:
     if name is None:
         return None
     found = getattr(nn.modules.activation, name, None)
-    require(_is_elementwise(found),
-            f"unknown boundary activation {name!r}: expected a name in torch.nn such as ReLU6", BadConfig)  # fmt: skip
+    if not _is_elementwise(found):
+        raise BadConfig(f"unknown boundary activation {name!r}: expected a name in torch.nn such as ReLU6")
     return found
 
 
@@ -174,11 +180,12 @@ def export(model: nn.Module, path: Path | str, image_size: int) -> Path:
         DslibError: if the network cannot be exported, or the file computes something else.
     """
     path = Path(path)
-    require(path.suffix in WRITERS, f"expected a path ending in {' or '.join(WRITERS)}, found {path.name}")
-    require(isinstance(image_size, int) and image_size > 0, f"image_size is in pixels, found {image_size!r}")
-    require(
-        not any(p.is_meta for p in model.parameters()), "the network is on the meta device: it has no values to write"
-    )
+    if path.suffix not in WRITERS:
+        raise BadConfig(f"expected a path ending in {' or '.join(WRITERS)}, found {path.name}")
+    if not (isinstance(image_size, int) and image_size > 0):
+        raise BadConfig(f"image_size is in pixels, found {image_size!r}")
+    if any(p.is_meta for p in model.parameters()):
+        raise BadConfig("the network is on the meta device: it has no values to write")
     ready = copy.deepcopy(model).cpu().requires_grad_(False)
     ready.eval()
     generator = torch.Generator().manual_seed(0)
@@ -187,11 +194,11 @@ def export(model: nn.Module, path: Path | str, image_size: int) -> Path:
         try:
             expected = ready(images)
         except Exception as error:  # the user's code runs: anything can be raised
-            raise BadConfig(f"{type(model).__name__} does not run on {image_size} x {image_size} images: "
-                            f"{first_line(error)}") from error  # fmt: skip
-    require(
-        isinstance(expected, Tensor), f"expected a network that returns one tensor, found {type(expected).__name__}"
-    )
+            raise BadConfig(
+                f"{type(model).__name__} does not run on {image_size} x {image_size} images: {first_line(error)}"
+            ) from error
+    if not isinstance(expected, Tensor):
+        raise BadConfig(f"expected a network that returns one tensor, found {type(expected).__name__}")
     with whole_file(path) as partial, torch.no_grad():
         try:
             with warnings.catch_warnings():
@@ -210,15 +217,24 @@ def export(model: nn.Module, path: Path | str, image_size: int) -> Path:
 
 
 def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> Tensor:
-    require(images.dtype != torch.bfloat16, "ONNX Runtime has no bfloat16 convolutions: export model.float()")
+    if images.dtype == torch.bfloat16:
+        raise BadConfig("ONNX Runtime has no bfloat16 convolutions: export model.float()")
     import onnxruntime
     import onnxscript  # noqa: F401  (the exporter's own message is long)
 
     batch = torch.export.Dim("batch", min=1)
     torch.onnx.export(
-        model, (images,), path, input_names=["images"], output_names=["logits"], dynamo=True, external_data=False,
-        opset_version=OPSET, dynamic_shapes=({0: batch},), verbose=False,
-    )  # fmt: skip
+        model,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        external_data=False,
+        opset_version=OPSET,
+        dynamic_shapes=({0: batch},),
+        verbose=False,
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
 
@@ -233,9 +249,11 @@ def _write_program(model: nn.Module, images: Tensor, path: Path) -> Tensor:
 def _check_equal(found: Tensor, expected: Tensor, path: Path) -> None:
     error = float((found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1e-12))
     limit = LIMITS.get(expected.dtype, 1e-4)
-    require(found.shape == expected.shape and error <= limit,
+    if not (found.shape == expected.shape and error <= limit):
+        raise DslibError(
             f"{path.name} was not kept: what it computes differs by {error:.1e} of the largest output from the "
-            f"network, more than {limit:g}", DslibError)  # fmt: skip
+            f"network, more than {limit:g}"
+        )
 
 
 WRITERS: dict[str, Callable[[nn.Module, Tensor, Path], Tensor]] = {".onnx": _write_onnx, ".pt2": _write_program}

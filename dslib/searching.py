@@ -21,7 +21,7 @@ from .algebra.blocks import structure_of
 from .algebra.graphs import is_activation_module, removable_activations
 from .algebra.tracing import trace
 from .data.datasets import Data
-from .errors import BadConfig, MaskMismatch, require
+from .errors import BadConfig, MaskMismatch
 from .profiling import CostTable
 from .ranking import Found
 from .shrinking import activation_module, not_inplace, replace_activation
@@ -53,9 +53,12 @@ class Search(Train):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        require(0 <= self.anneal <= 1, f"anneal: expected 0 to 1, found {self.anneal}")
-        require(self.latency_weight >= 0, f"latency_weight: expected 0 or more, found {self.latency_weight}")
-        require(self.gate_lr_scale > 0, f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
+        if not 0 <= self.anneal <= 1:
+            raise BadConfig(f"anneal: expected 0 to 1, found {self.anneal}")
+        if not self.latency_weight >= 0:
+            raise BadConfig(f"latency_weight: expected 0 or more, found {self.latency_weight}")
+        if not self.gate_lr_scale > 0:
+            raise BadConfig(f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
 
 
 class Gates(nn.Module):
@@ -74,7 +77,8 @@ class Gates(nn.Module):
 
     def keep(self, k: int) -> None:
         """Open the gates of the k largest m, close the others; ties go to the earlier site."""
-        require(0 <= k <= len(self.names), f"expected 0 to {len(self.names)} open gates, found {k}", BadConfig)
+        if not 0 <= k <= len(self.names):
+            raise BadConfig(f"expected 0 to {len(self.names)} open gates, found {k}")
         values = self.m.tolist()
         ranked = sorted(range(len(self.names)), key=lambda i: (-values[i], i))
         for place, i in enumerate(ranked):
@@ -193,8 +197,8 @@ def search(
     """
     config = config or Search()
     sites.check_k(config.k)
-    require(config.latency_weight == 0 or cost is not None,
-            "latency_weight needs cost: pass cost=dslib.profile(model, sites)")  # fmt: skip
+    if config.latency_weight != 0 and cost is None:
+        raise BadConfig("latency_weight needs cost: pass cost=dslib.profile(model, sites)")
     gated, gates = add_gates(model, sites)
     gates.to(next(model.parameters()).device)
     saving = None if cost is None else _savings(model, gates.names, cost)
@@ -210,11 +214,18 @@ def search(
         return {"kept": list(gates.kept), "m": gates.m.tolist()}
 
     history = train(
-        gated, data, loss, config,
+        gated,
+        data,
+        loss,
+        config,
         before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
-        after_epoch=note, parameters=gate_groups(gated, gates, config, config.gate_lr_scale), checkpoint=checkpoint,
-        about=str(savings.tolist()), title="search", log=log,
-    )  # fmt: skip
+        after_epoch=note,
+        parameters=gate_groups(gated, gates, config, config.gate_lr_scale),
+        checkpoint=checkpoint,
+        about=str(savings.tolist()),
+        title="search",
+        log=log,
+    )
     m = dict(zip(gates.names, gates.m.tolist(), strict=True))
     return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))
 
@@ -224,12 +235,15 @@ def _savings(model: nn.Module, names: Sequence[str], cost: CostTable | Mapping[s
     if isinstance(cost, CostTable):
         cost.check(names)
         same = not cost.network or cost.network == structure_of(model)
-        require(same, "the costs are of another network: profile this one", MaskMismatch)
+        if not same:
+            raise MaskMismatch("the costs are of another network: profile this one")
         return cost.savings
     unknown = [name for name in names if name not in cost]
-    require(not unknown, f"cost has no saving for {', '.join(unknown)}: profile this network", MaskMismatch)
+    if unknown:
+        raise MaskMismatch(f"cost has no saving for {', '.join(unknown)}: profile this network")
     wrong = {name: cost[name] for name in names if not math.isfinite(cost[name])}
-    require(not wrong, f"savings are milliseconds, found {wrong}: profile again", MaskMismatch)
+    if wrong:
+        raise MaskMismatch(f"savings are milliseconds, found {wrong}: profile again")
     return cost
 
 

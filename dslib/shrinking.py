@@ -24,7 +24,7 @@ from .algebra.blocks import (
     site_names,
 )
 from .algebra.graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
-from .errors import BadConfig, MaskMismatch, NotMergeable, require
+from .errors import BadConfig, MaskMismatch, NotMergeable
 from .merging import CHANNELS_KEY, SITE_KEY, mark
 from .sites import Mask, Plan, Sites
 
@@ -218,13 +218,17 @@ def _rewrite(
         check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
     if plan.dropped:
         stuck = set(plan.dropped) - set(droppable(small, plan.dropped, image_size or DEFAULT_SIZE))
-        require(not stuck, f"{', '.join(sorted(stuck))}: cannot be dropped (only a block of one name, with one map in "
-                "and one out, of one shape, can); keep or merge it", NotMergeable)  # fmt: skip
+        if stuck:
+            raise NotMergeable(
+                f"{', '.join(sorted(stuck))}: cannot be dropped (only a block of one name, with one map in "
+                "and one out, of one shape, can); keep or merge it"
+            )
     for name in plan.dropped:
         small.set_submodule(name, nn.Identity())
     for names in plan.groups:
         for name in names:
-            require(name not in shared, f"{name}: {shared.get(name)}; keep it in the mask", NotMergeable)
+            if name in shared:
+                raise NotMergeable(f"{name}: {shared.get(name)}; keep it in the mask")
         if names[0] in alone:
             small.set_submodule(names[0], in_place_of(small.get_submodule(names[0])))
             continue
@@ -244,14 +248,17 @@ def _rewrite(
 
 def check_mask(model: nn.Module, mask: Mask) -> None:
     """Raise `MaskMismatch` unless the mask names exactly this network's sites."""
-    require(isinstance(mask, Mask), f"expected a dslib.Mask, found {type(mask).__name__}", MaskMismatch)
+    if not isinstance(mask, Mask):
+        raise MaskMismatch(f"expected a dslib.Mask, found {type(mask).__name__}")
     names = site_names(model)
     strange = [name for name in mask if name not in (*names, *single_activations(model))]
     missing = [name for name in names if name not in mask and not is_foldable(model.get_submodule(name))]
-    require(not strange and not missing,
+    if strange or missing:
+        raise MaskMismatch(
             f"the mask is of another network: {_listed('not sites here', strange)}"
             f"{_listed('not in the mask', missing)}"
-            f"make one with dslib.find_sites(model).mask(...)", MaskMismatch)  # fmt: skip
+            f"make one with dslib.find_sites(model).mask(...)"
+        )
 
 
 def _listed(what: str, names: list[str]) -> str:

@@ -24,7 +24,7 @@ from .algebra.blocks import (
 )
 from .algebra.graphs import dtype_of, removable_activations, tail
 from .algebra.tracing import trace
-from .errors import BadRecord, MaskMismatch, NotMergeable, NotTraceable, require
+from .errors import BadRecord, MaskMismatch, NotMergeable, NotTraceable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +39,8 @@ class Mask(Mapping[str, bool]):
 
     def __init__(self, kept: Mapping[str, bool]) -> None:
         wrong = {name: value for name, value in kept.items() if not isinstance(value, bool)}
-        require(
-            not wrong,
-            f"a mask maps site names to True (kept) or False (removed), found {wrong}",
-            MaskMismatch,
-        )
+        if wrong:
+            raise MaskMismatch(f"a mask maps site names to True (kept) or False (removed), found {wrong}")
         self._kept = dict(kept)
 
     def __getitem__(self, name: str) -> bool:
@@ -88,11 +85,8 @@ class Mask(Mapping[str, bool]):
             BadRecord: if the file holds no mask.
         """
         plan = Plan.load(path)
-        require(
-            not plan.runs and not plan.dropped,
-            f"{path} is a plan, which does more than a mask: dslib.Plan.load reads it",
-            BadRecord,
-        )
+        if plan.runs or plan.dropped:
+            raise BadRecord(f"{path} is a plan, which does more than a mask: dslib.Plan.load reads it")
         return plan.mask
 
 
@@ -115,19 +109,24 @@ class Plan:
     dropped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        require(isinstance(self.mask, Mask), f"expected a dslib.Mask, found {type(self.mask).__name__}", MaskMismatch)
+        if not isinstance(self.mask, Mask):
+            raise MaskMismatch(f"expected a dslib.Mask, found {type(self.mask).__name__}")
         wrong = next((run for run in self.runs if isinstance(run, str) or len(run) < 2), None)
-        require(wrong is None, f"a run is two or more sites that follow each other, found {wrong!r}", MaskMismatch)
+        if wrong is not None:
+            raise MaskMismatch(f"a run is two or more sites that follow each other, found {wrong!r}")
         object.__setattr__(self, "runs", tuple(tuple(run) for run in self.runs))  # lists are welcome
-        require(not isinstance(self.dropped, str), f"dropped: expected names of sites, found {self.dropped!r}",
-                MaskMismatch)  # fmt: skip
+        if isinstance(self.dropped, str):
+            raise MaskMismatch(f"dropped: expected names of sites, found {self.dropped!r}")
         object.__setattr__(self, "dropped", tuple(self.dropped))
         names = [*(name for run in self.runs for name in run), *self.dropped]
         kept = [name for name in names if self.mask.get(name, True)]
-        require(not kept, f"only removed sites are merged or dropped, these are kept or unknown: {', '.join(kept[:5])}",
-                MaskMismatch)  # fmt: skip
+        if kept:
+            raise MaskMismatch(
+                f"only removed sites are merged or dropped, these are kept or unknown: {', '.join(kept[:5])}"
+            )
         twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, f"a site can be in one run, or dropped, found twice: {', '.join(twice)}", MaskMismatch)
+        if twice:
+            raise MaskMismatch(f"a site can be in one run, or dropped, found twice: {', '.join(twice)}")
 
     def __str__(self) -> str:
         """What is done, in a line: removed sites, runs joined by '+', then the dropped ones."""
@@ -156,9 +155,11 @@ class Plan:
         mask, runs, dropped = found.get("mask"), found.get("runs", []), found.get("dropped", [])
         if not isinstance(mask, dict):
             raise BadRecord(f"{path} holds no mask: expected an object under the key 'mask'")
-        names = [name for run in runs for name in run] if isinstance(runs, list) and all(
-            isinstance(run, list) for run in runs
-        ) else [None]  # fmt: skip
+        names = (
+            [name for run in runs for name in run]
+            if isinstance(runs, list) and all(isinstance(run, list) for run in runs)
+            else [None]
+        )
         if not all(isinstance(name, str) for name in names):
             raise BadRecord(f"{path}: expected lists of site names under the key 'runs', found {runs!r}")
         if not isinstance(dropped, list) or not all(isinstance(name, str) for name in dropped):
@@ -266,18 +267,19 @@ class Sites(Sequence[Site]):
             MaskMismatch: if a name is not a site's.
         """
         unknown = set(kept) - set(self.names)
-        require(not unknown, f"not sites of this network: {sorted(unknown)}; its sites: {', '.join(self.names)}",
-                MaskMismatch)  # fmt: skip
+        if unknown:
+            raise MaskMismatch(f"not sites of this network: {sorted(unknown)}; its sites: {', '.join(self.names)}")
         return Mask({site.name: site.name in kept or not site.mergeable for site in self})
 
     def check_k(self, k: int) -> None:
         """Raise `MaskMismatch` unless k sites can be kept: those that cannot be merged always are."""
         low, high = len(self.always_kept), len(self)
-        require(bool(self.mergeable), "this network has no mergeable site: nothing can be removed; "
-                "print(dslib.find_sites(model)) shows why", MaskMismatch)  # fmt: skip
-        require(isinstance(k, int) and low <= k <= high,
-                f"k is the number of sites kept: expected {low} to {high} for this network, found {k}",
-                MaskMismatch)  # fmt: skip
+        if not self.mergeable:
+            raise MaskMismatch(
+                "this network has no mergeable site: nothing can be removed; print(dslib.find_sites(model)) shows why"
+            )
+        if not (isinstance(k, int) and low <= k <= high):
+            raise MaskMismatch(f"k is the number of sites kept: expected {low} to {high} for this network, found {k}")
 
 
 def find_sites(model: nn.Module, image_size: int = 224, single: bool = False) -> Sites:
@@ -343,7 +345,11 @@ def _check_graph(block: nn.Module, input_shape: Shape, name: str) -> None:
     given = x.clone()
     with torch.no_grad():
         found, expected = trace(own, name)(x.clone()), own(given)
-    require(torch.equal(x, given), f"{name}: {type(block).__name__}.forward writes into its input", NotTraceable)
+    if not torch.equal(x, given):
+        raise NotTraceable(f"{name}: {type(block).__name__}.forward writes into its input")
     same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
-    require(same, f"{name}: the graph of {type(block).__name__}.forward computes something else than its code: "
-            "does it write in place into what it reads again?", NotTraceable)  # fmt: skip
+    if not same:
+        raise NotTraceable(
+            f"{name}: the graph of {type(block).__name__}.forward computes something else than its code: "
+            "does it write in place into what it reads again?"
+        )

@@ -20,10 +20,21 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(sys.executable).with_name("dslib")
 MODEL = ("--model", "conftest:Tiny", "--weights", "none")
 SHORT = (
-    "--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2",
-    "--rounds", "3", "--batch-size", "4",
-    "--device", "cpu",
-)  # fmt: skip
+    "--pretrain-epochs",
+    "12",
+    "--pretrain-batch-size",
+    "16",
+    "--search-epochs",
+    "1",
+    "--finetune-epochs",
+    "2",
+    "--rounds",
+    "3",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+)
 
 
 def randomise_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -158,8 +169,15 @@ def start(*words, cwd, **popen) -> subprocess.Popen:
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
-    return subprocess.Popen([SCRIPT, *map(str, words)], cwd=cwd, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen)  # fmt: skip
+    return subprocess.Popen(
+        [SCRIPT, *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **popen,
+    )
 
 
 def call(*words, cwd) -> tuple[int, str, str]:

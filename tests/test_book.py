@@ -19,8 +19,18 @@ WORDS = "a|half a|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve
 IN_WORDS = rf"\b(?:{WORDS})(?: or \w+)?(?: and a half)? (?:points?|per ?cent)\b|\b\d+ (?:of|in) 100\b"
 RESULT = re.compile(rf"(?<![\w.^-])\d[\d,.]*\*{{0,2}}\s?(?:{UNITS})|{IN_WORDS}", re.IGNORECASE)
 ALLOWED = (ROOT / "tests" / "typed_numbers.txt").read_text().splitlines()
-LEARNING = ("why_dense", "three_stages", "which_activations", "getting_accuracy_back", "merging_is_exact",
-            "no_training_set", "the_trade_off", "shrink_your_own", "in_your_browser", "imagenet_scale")  # fmt: skip
+LEARNING = (
+    "why_dense",
+    "three_stages",
+    "which_activations",
+    "getting_accuracy_back",
+    "merging_is_exact",
+    "no_training_set",
+    "the_trade_off",
+    "shrink_your_own",
+    "in_your_browser",
+    "imagenet_scale",
+)
 
 
 def prose(path) -> list[str]:

@@ -17,9 +17,14 @@ from dslib.fitting.least_squares import Sums, pick
 from dslib.fitting.replaying import Replay, Rest, Skip
 
 SHAPES = {
-    "plain": {}, "stride": {"stride": 2}, "dilation": {"dilation": 2}, "groups": {"groups": 2},
-    "uneven": {"kernel_size": (1, 5), "padding": (0, 2)}, "none": {"padding": 0}, "same": {"padding": "same"},
-}  # fmt: skip
+    "plain": {},
+    "stride": {"stride": 2},
+    "dilation": {"dilation": 2},
+    "groups": {"groups": 2},
+    "uneven": {"kernel_size": (1, 5), "padding": (0, 2)},
+    "none": {"padding": 0},
+    "same": {"padding": "same"},
+}
 
 
 class Straight(nn.Module):
@@ -225,10 +230,12 @@ def test_the_ridge_is_chosen_on_images_held_back():
 
 def test_last_convolutions():
     expected = {
-        "mobilenet_v2": ("features.2", ("conv.2", "conv.3")), "resnet18": ("layer2.0", ("conv2", "bn2")),
-        "resnet50": ("layer2.0", ("conv3", "bn3")), "timm/resnet50d": ("layer2.0", ("conv3", "bn3")),
+        "mobilenet_v2": ("features.2", ("conv.2", "conv.3")),
+        "resnet18": ("layer2.0", ("conv2", "bn2")),
+        "resnet50": ("layer2.0", ("conv3", "bn3")),
+        "timm/resnet50d": ("layer2.0", ("conv3", "bn3")),
         "mobilenet_v3_large": ("features.4", ("block.3.0", "block.3.1")),
-    }  # fmt: skip
+    }
     for name, (block, found) in expected.items():
         body = Opened(trace(build(name).get_submodule(block))).body
         assert last_convolution(body) == found
@@ -250,9 +257,12 @@ def test_bad_images_are_refused(tiny):
     spoilt = x.clone()
     spoilt[3, 0, 0, 0] = torch.nan
     for images, text in (
-        (spoilt, "NaN or infinite"), (x[:, :1], r"shape \(N, 3, S, S\)"), (x[..., :8], r"shape \(N, 3, S, S\)"),
-        (x.byte(), "normalised floats"), (x[:0], "found none"),
-    ):  # fmt: skip
+        (spoilt, "NaN or infinite"),
+        (x[:, :1], r"shape \(N, 3, S, S\)"),
+        (x[..., :8], r"shape \(N, 3, S, S\)"),
+        (x.byte(), "normalised floats"),
+        (x[:0], "found none"),
+    ):
         with pytest.raises(BadData, match=text):
             calibrate(tiny, mask, images)
     with pytest.raises(BadConfig, match="found list"):

@@ -61,8 +61,13 @@ def test_only_kept_blocks_within_reach_are_adjusted():
     mask = dslib.Mask({name: name not in (names[3], names[7]) for name in names})
     done = calibrate(model, mask, x, Calibrate(reach=2)).model
     before = model.state_dict()
-    changed = {name for name in names if mask[name] for key, value in done.state_dict().items()
-               if key.startswith(f"{name}.") and not torch.equal(value, before[key])}  # fmt: skip
+    changed = {
+        name
+        for name in names
+        if mask[name]
+        for key, value in done.state_dict().items()
+        if key.startswith(f"{name}.") and not torch.equal(value, before[key])
+    }
     assert changed == {names[4], names[5], names[8], names[9]}
     with pytest.raises(BadConfig, match="reach: expected 1 or more, found 0"):
         Calibrate(reach=0)

@@ -17,9 +17,15 @@ from dslib.merging import merge_blocks, shrunk_blocks
 from dslib.shrinking import set_fade, settle
 
 MODELS = (
-    "torchvision/mobilenet_v2", "torchvision/resnet18", "torchvision/mobilenet_v3_large", "torchvision/mnasnet1_0",
-    "timm/mobilenetv2_140", "timm/efficientnet_lite0", "timm/tf_efficientnet_lite0", "torchvision/resnet50",
-)  # fmt: skip
+    "torchvision/mobilenet_v2",
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v3_large",
+    "torchvision/mnasnet1_0",
+    "timm/mobilenetv2_140",
+    "timm/efficientnet_lite0",
+    "timm/tf_efficientnet_lite0",
+    "torchvision/resnet50",
+)
 # 104 masks in all, two image sizes for each model; the heavy ResNet-50 gets fewer
 CASES = [(name, size) for name in MODELS for size in (64, 75)]
 
@@ -45,10 +51,16 @@ def test_merged_equals_shrunk(name, size):
         assert set(small.state_dict()) == set(model.state_dict())
 
 
-@pytest.mark.parametrize("block", [
-    Block(), Block(stride=2), Block(k=5, bias=True), Block(c_out=6, k=3, padding=0),
-    Block(k=7, stride=2, c_out=5, bias=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(),
+        Block(stride=2),
+        Block(k=5, bias=True),
+        Block(c_out=6, k=3, padding=0),
+        Block(k=7, stride=2, c_out=5, bias=True),
+    ],
+)
 @torch.no_grad()
 def test_the_merged_kernel_is_the_impulse_response(block):
     """An independent oracle: f(basis image) - f(0), read off pixel by pixel."""
@@ -128,10 +140,7 @@ def test_padding_batchnorm_is_batchnorm_of_a_padded_input_in_train_too(bias):
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     seed = torch.randn(2, 5, 7, 9, dtype=torch.float64)
     results = []
-    for run in (
-        lambda: padding(conv(x), conv.bias),
-        lambda: interior(conv(nn.functional.pad(x, padding.ring))),
-    ):
+    for run in (lambda: padding(conv(x), conv.bias), lambda: interior(conv(nn.functional.pad(x, padding.ring)))):
         conv.zero_grad()
         y = run()
         (y * seed).sum().backward()
@@ -158,11 +167,7 @@ def test_the_merged_convolution_inherits(tiny):
     small.requires_grad_(False)
     merged = dslib.merge(small)
     conv = merged.blocks[2].conv
-    assert (conv.weight.dtype, merged.blocks[2].training, conv.weight.requires_grad) == (
-        torch.float32,
-        True,
-        False,
-    )
+    assert (conv.weight.dtype, merged.blocks[2].training, conv.weight.requires_grad) == (torch.float32, True, False)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert {"blocks.2.conv.weight", "blocks.2.conv.bias"} <= set(merged.state_dict())
 

@@ -241,6 +241,8 @@ def test_what_the_readme_says_of_the_stored_networks_is_their_records():
     assert f"1.5 times as fast, {100 * planned['accuracy']:.1f} % are kept" in readme
     gone = len(planned["dropped"])
     eager, onnx, openvino = (f"{timing['speedup']:.2f}" for timing in fast["x1.5"])
-    assert (f"{gone} blocks gone and {len(planned['removed']) - gone} merged, {eager}, {onnx} and {openvino} times as "
-            "fast (record: `data/results/networks.json`)") in readme  # fmt: skip
+    assert (
+        f"{gone} blocks gone and {len(planned['removed']) - gone} merged, {eager}, {onnx} and {openvino} times as "
+        "fast (record: `data/results/networks.json`)"
+    ) in readme
     assert [timing["busy"] for timing in fast["k8"]] == [False, True, False]  # as the README says

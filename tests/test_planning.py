@@ -28,14 +28,30 @@ def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=
     names = [f"s{i}" for i in range(len(losses))]
     free = [name for name in names if name not in always]
     kept, total = 10.0, 10.0 * len(names) + 5
-    runs = {"+".join(names[i : i + run_length]): i for i in range(len(run_losses))
-            if set(names[i : i + run_length]) <= set(free)}  # fmt: skip
-    cost = CostTable(dict.fromkeys(free, kept), {n: kept - savings[names.index(n)] + 1 for n in free},
-                     {n: kept - savings[names.index(n)] for n in free}, total, 1, 32, "cpu", "eager",
-                     runs={run: run_length * kept - run_savings[i] for run, i in runs.items()})  # fmt: skip
-    found = Found({n: losses[names.index(n)] for n in free}, tuple(always), tuple(names), unit="nats of cross-entropy",
-                  runs={run: run_losses[i] for run, i in runs.items()},
-                  dropped={name: loss for name, loss in zip(names, drops, strict=False) if name in free})  # fmt: skip
+    runs = {
+        "+".join(names[i : i + run_length]): i
+        for i in range(len(run_losses))
+        if set(names[i : i + run_length]) <= set(free)
+    }
+    cost = CostTable(
+        dict.fromkeys(free, kept),
+        {n: kept - savings[names.index(n)] + 1 for n in free},
+        {n: kept - savings[names.index(n)] for n in free},
+        total,
+        1,
+        32,
+        "cpu",
+        "eager",
+        runs={run: run_length * kept - run_savings[i] for run, i in runs.items()},
+    )
+    found = Found(
+        {n: losses[names.index(n)] for n in free},
+        tuple(always),
+        tuple(names),
+        unit="nats of cross-entropy",
+        runs={run: run_losses[i] for run, i in runs.items()},
+        dropped={name: loss for name, loss in zip(names, drops, strict=False) if name in free},
+    )
     return found, cost
 
 
@@ -67,13 +83,30 @@ numbers = st.lists(st.floats(-0.5, 3, allow_nan=False), min_size=12, max_size=12
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.integers(1, 12), numbers, numbers, numbers, numbers, st.integers(2, 3), st.booleans(), numbers,
-       st.integers(0, 7), st.floats(0, 1))  # fmt: skip
+@given(
+    st.integers(1, 12),
+    numbers,
+    numbers,
+    numbers,
+    numbers,
+    st.integers(2, 3),
+    st.booleans(),
+    numbers,
+    st.integers(0, 7),
+    st.floats(0, 1),
+)
 def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings, length, runs, drops, some, share):
     count = max(n - length + 1, 0) if runs and n <= 10 else 0
     always = ("s1",) if n > 3 else ()
-    found, cost = tables(losses[:n], savings[:n], run_losses[:count], [2 * s for s in run_savings[:count]], length,
-                         always, drops[: min(n, some)] if n <= 8 else ())  # fmt: skip
+    found, cost = tables(
+        losses[:n],
+        savings[:n],
+        run_losses[:count],
+        [2 * s for s in run_savings[:count]],
+        length,
+        always,
+        drops[: min(n, some)] if n <= 8 else (),
+    )
     ways = every_plan(found, cost)
     quickest = min(latency for latency, _ in ways)
     budget = quickest + share * (cost.total - quickest) + 1e-6
@@ -160,8 +193,9 @@ def test_budgets_that_cannot_be_met_name_the_nearest():
 def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
     """What falls short when measured is asked for again, with more removed."""
     names = tuple(dslib.find_sites(tiny, 32).names)
-    cost = CostTable(dict.fromkeys(names, 5.0), dict.fromkeys(names, 9.0), dict.fromkeys(names, 2.0), 20.0, 4, 32,
-                     "cpu", "eager")  # fmt: skip
+    cost = CostTable(
+        dict.fromkeys(names, 5.0), dict.fromkeys(names, 9.0), dict.fromkeys(names, 2.0), 20.0, 4, 32, "cpu", "eager"
+    )
     found = Found(dict(zip(names, (0.1, 0.3, 0.2), strict=True)), (), names, unit="nats")
     times = iter(measured)
 
@@ -222,11 +256,35 @@ def test_what_a_user_measured_becomes_a_plan_whatever_the_number_of_classes(tmp_
     model = dslib.load_model("conftest:Tiny", ("0", "1")).model
     save_tensors(tmp_path / "w.safetensors", model.state_dict())
     for words in (
-        ("importance", "--model", "conftest:Tiny", "--weights", "w.safetensors", "--data", npz, "--count", 64,
-         "--longest", 2, "--out", "importance.json"),
-        ("profile", "--model", "conftest:Tiny", "--image-size", 16, "--batch-size", 2, "--longest", 2,
-         "--out", "cost.json"),
-    ):  # fmt: skip
+        (
+            "importance",
+            "--model",
+            "conftest:Tiny",
+            "--weights",
+            "w.safetensors",
+            "--data",
+            npz,
+            "--count",
+            64,
+            "--longest",
+            2,
+            "--out",
+            "importance.json",
+        ),
+        (
+            "profile",
+            "--model",
+            "conftest:Tiny",
+            "--image-size",
+            16,
+            "--batch-size",
+            2,
+            "--longest",
+            2,
+            "--out",
+            "cost.json",
+        ),
+    ):
         status, _, err = run_command(*words, cwd=tmp_path)
         assert status == 0, err
     words = ("plan", "--importance", "importance.json", "--cost", "cost.json", "--or-linear")

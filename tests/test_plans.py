@@ -125,10 +125,16 @@ def test_a_plan_goes_to_json_and_back(tmp_path):
 MASK = dslib.Mask({"a": True, "b": False, "c": False, "d": False})
 
 
-@pytest.mark.parametrize(("runs", "text"), [
-    ((("a", "b"),), "these are kept or unknown: a"), ((("b", "x"),), "these are kept or unknown: x"),
-    ((("b",),), "two or more sites"), (("bc",), "two or more sites"), ((("b", "c"), ("c", "d")), "found twice: c"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ((("a", "b"),), "these are kept or unknown: a"),
+        ((("b", "x"),), "these are kept or unknown: x"),
+        ((("b",),), "two or more sites"),
+        (("bc",), "two or more sites"),
+        ((("b", "c"), ("c", "d")), "found twice: c"),
+    ],
+)
 def test_runs_that_make_no_sense_are_refused(runs, text):
     with pytest.raises(MaskMismatch, match=text):
         dslib.Plan(MASK, runs)
@@ -170,10 +176,16 @@ def test_a_plan_with_dropped_blocks_is_kept_and_rebuilt(tmp_path):
     assert isinstance(again.features[3], nn.Identity)
 
 
-@pytest.mark.parametrize(("dropped", "text"), [
-    ("b", "expected names of sites, found 'b'"), (["a"], "merged or dropped, these are kept or unknown: a"),
-    (["x"], "these are kept or unknown: x"), (["d", "d"], "found twice: d"), (["c"], "in one run, or dropped"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dropped", "text"),
+    [
+        ("b", "expected names of sites, found 'b'"),
+        (["a"], "merged or dropped, these are kept or unknown: a"),
+        (["x"], "these are kept or unknown: x"),
+        (["d", "d"], "found twice: d"),
+        (["c"], "in one run, or dropped"),
+    ],
+)
 def test_drops_that_make_no_sense_are_refused(dropped, text):
     with pytest.raises(MaskMismatch, match=text):
         dslib.Plan(MASK, [["b", "c"]], dropped)
@@ -194,8 +206,9 @@ def test_a_plan_says_what_it_does_and_which_groups_to_merge():
     assert str(dslib.Plan(dslib.Mask({"a": True}))) == "nothing"
     model = dslib.load_model("mobilenet_v2").model
     sites = dslib.find_sites(model, 64)
-    plan = dslib.Plan(sites.mask([name for name in sites.names if name not in ("features.3", "features.4")]),
-                      dropped=["features.3"])  # fmt: skip
+    plan = dslib.Plan(
+        sites.mask([name for name in sites.names if name not in ("features.3", "features.4")]), dropped=["features.3"]
+    )
     merged = dslib.merge(dslib.shrink(model, plan), only=plan)
     assert dslib.unmerged(merged) == {}
     assert isinstance(merged.features[4].conv, nn.Conv2d)

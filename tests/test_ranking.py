@@ -233,8 +233,14 @@ def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
     out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
     assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
     found = []
-    monkeypatch.setattr(planning, "for_speedup", lambda *given, **_: found.append(given[1]) or (
-        dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6)))  # fmt: skip
+    monkeypatch.setattr(
+        planning,
+        "for_speedup",
+        lambda *given, **_: (
+            found.append(given[1])
+            or (dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6))
+        ),
+    )
     words = ("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json", "--ranking", "ranks.json")
     out = command(*words, "--drop")
     assert "ranking 3 sites on 64 photos, 6 calibrations" in out

@@ -63,11 +63,16 @@ class BatchNormReLU(nn.BatchNorm2d):
         return torch.relu(super().forward(x))
 
 
-@pytest.mark.parametrize(("oddity", "reason"), [
-    ("twice", r"depthwise \(Conv2d\) is called twice"),
-    ("pair", "returns more than one feature map"), ("reads again", "writes into a map that is read again"),
-    ("batchnorm", r"bn2 \(BatchNormReLU\) computes its own way"), ("shared", "is one module under 2 names"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("oddity", "reason"),
+    [
+        ("twice", r"depthwise \(Conv2d\) is called twice"),
+        ("pair", "returns more than one feature map"),
+        ("reads again", "writes into a map that is read again"),
+        ("batchnorm", r"bn2 \(BatchNormReLU\) computes its own way"),
+        ("shared", "is one module under 2 names"),
+    ],
+)
 def test_what_would_merge_wrongly_is_refused_with_its_reason(oddity, reason):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Odd(oddity))
     if oddity == "batchnorm":

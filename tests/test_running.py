@@ -19,14 +19,7 @@ def test_run_does_all_stages_and_a_second_call_takes_everything_up(tmp_path, npz
     words = ("run", *MODEL, "--data", npz, "--k", "1", "--out", "r", "--boundary", "ReLU6", *SHORT)
     status, out, err = call(*words, cwd=tmp_path)
     assert status == 0, err
-    for text in (
-        "accuracy %",
-        "MMACs",
-        "images/s",
-        "times as fast",
-        "interleaved",
-        "other top-1 on 0 of 32 images",
-    ):
+    for text in ("accuracy %", "MMACs", "images/s", "times as fast", "interleaved", "other top-1 on 0 of 32 images"):
         assert text in out
     assert "next: dslib export r/merged.json --trust conftest:Tiny --out net.onnx" in out
     names = {"config", "original", "cost", "search", "mask", "shrunk", "merged", "record"}
@@ -128,8 +121,14 @@ def test_a_file_of_settings_that_is_none_is_one_line(tmp_path, refused):
 
 
 def test_a_records_command_repeats_the_run():
-    config = dslib.Run("mobilenet_v2", "/somewhere/photos", 8, boundary="ReLU6", options={"width_mult": 0.5},
-                       finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64, augment=False))  # fmt: skip
+    config = dslib.Run(
+        "mobilenet_v2",
+        "/somewhere/photos",
+        8,
+        boundary="ReLU6",
+        options={"width_mult": 0.5},
+        finetune=dslib.Finetune(epochs=3, lr=0.03, batch_size=64, augment=False),
+    )
     words = dslib.running._command(config)
     assert words == (
         "dslib run --model mobilenet_v2 --data /somewhere/photos --k 8 --boundary ReLU6 --model-option width_mult=0.5 "

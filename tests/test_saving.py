@@ -53,10 +53,14 @@ def test_a_file_that_computes_something_else_is_not_kept(merged, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "size", "text"), [
-    ("net.txt", 32, "ending in .onnx or .pt2, found net.txt"), ("net.onnx", 0, "image_size is in pixels"),
-    ("net.pt2", "a", "image_size is in pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "size", "text"),
+    [
+        ("net.txt", 32, "ending in .onnx or .pt2, found net.txt"),
+        ("net.onnx", 0, "image_size is in pixels"),
+        ("net.pt2", "a", "image_size is in pixels"),
+    ],
+)
 def test_bad_arguments(merged, tmp_path, name, size, text):
     with pytest.raises(BadConfig, match=text):
         dslib.export(merged, tmp_path / name, size)

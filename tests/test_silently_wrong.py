@@ -70,10 +70,14 @@ def test_writing_into_a_map_that_is_read_again_is_refused(forward):
         dslib.shrink(network(forward), dslib.Mask({"1": False}))
 
 
-@pytest.mark.parametrize(("forward", "reason"), [
-    (alias, "computes something else than its code"), (writes_input, "writes into"),
-    (dropped_result, "writes into a map"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [
+        (alias, "computes something else than its code"),
+        (writes_input, "writes into"),
+        (dropped_result, "writes into a map"),
+    ],
+)
 def test_what_a_graph_does_not_show_is_found_by_running_it(forward, reason):
     site = dslib.find_sites(network(forward), 12)[0]
     assert not site.mergeable
@@ -212,8 +216,11 @@ def test_names_with_dots_do_not_overwrite_each_other(tmp_path):
     dslib.save(tmp_path / "net-0.5", dslib.shrink(model, plan), recipe)
     dslib.save(tmp_path / "net-0.25", model, dslib.Recipe("resnet18", tuple(map(str, range(1000))), 32))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "net-0.25.json", "net-0.25.safetensors", "net-0.5.json", "net-0.5.safetensors",
-    ]  # fmt: skip
+        "net-0.25.json",
+        "net-0.25.safetensors",
+        "net-0.5.json",
+        "net-0.5.safetensors",
+    ]
     assert dslib.load(tmp_path / "net-0.5")[1] == recipe
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import BadConfig, BadModel, NotTraceable, first_line, require
+from ..errors import BadConfig, BadModel, NotTraceable, first_line
 from .affine import NO_PADDING, Affine
 from .graphs import (
     bypass,
@@ -135,7 +135,8 @@ def channels_of(block: fx.GraphModule, input_shape: Shape | None) -> int:
         if is_conv(block, node) or any(source in after_conv for source in node.all_input_nodes):
             after_conv.add(node)
     splits = [n.name for n in block.graph.nodes if n.target in _SPLITS and n not in after_conv]
-    require(not splits, f"{', '.join(splits[:1])} splits the block's channels: pass image_size")
+    if splits:
+        raise BadConfig(f"{', '.join(splits[:1])} splits the block's channels: pass image_size")
     return in_channels(block)
 
 
@@ -154,18 +155,23 @@ def check_runs(model: nn.Module, runs: Sequence[Sequence[str]], image_size: int)
     """
     alone = set(single_activations(model))
     for names in runs:
-        require(alone.isdisjoint(names), f"a run is of blocks: {', '.join(sorted(alone.intersection(names)))} is an "
-                "activation by itself")  # fmt: skip
+        if not alone.isdisjoint(names):
+            raise BadConfig(
+                f"a run is of blocks: {', '.join(sorted(alone.intersection(names)))} is an activation by itself"
+            )
         home, order = next(((h, leaves) for h, leaves in _orders(model) if names[0] in leaves), ("", []))
         for a, b in pairwise(names):
             known = a in order and b in order and order.index(a) < order.index(b)
             between = order[order.index(a) + 1 : order.index(b)] if known else []
-            require(known and all(isinstance(model.get_submodule(n), nn.Identity) for n in between),
-                    f"the sites of a run must be neighbours in one nn.Sequential, found {a} and {b}")  # fmt: skip
+            if not (known and all(isinstance(model.get_submodule(n), nn.Identity) for n in between)):
+                raise BadConfig(f"the sites of a run must be neighbours in one nn.Sequential, found {a} and {b}")
         calls = _calls(model, (home, *names), image_size)
         once = [name for name in (home, *names) if calls[name] != 1]
-        require(not once, f"the sites {', '.join(names)} cannot be merged together: {once[:1]} is called "
-                f"{calls[once[0]] if once else 1} times in a forward pass, expected once")  # fmt: skip
+        if once:
+            raise BadConfig(
+                f"the sites {', '.join(names)} cannot be merged together: {once[:1]} is called "
+                f"{calls[once[0]] if once else 1} times in a forward pass, expected once"
+            )
 
 
 def _calls(model: nn.Module, names: Sequence[str], image_size: int) -> Counter[str]:
@@ -205,8 +211,11 @@ def structure_of(model: nn.Module) -> str:
     """
     kinds = [f"{name}:{type(module).__name__}" for name, module in model.named_modules()]
     head = next((name for name, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), None)
-    shapes = [f"{name}:{tuple(parameter.shape)}" for name, parameter in model.named_parameters()
-              if head is None or name.rpartition(".")[0] != head]  # fmt: skip
+    shapes = [
+        f"{name}:{tuple(parameter.shape)}"
+        for name, parameter in model.named_parameters()
+        if head is None or name.rpartition(".")[0] != head
+    ]
     return hashlib.sha256("\n".join([*kinds, *shapes]).encode()).hexdigest()[:12]
 
 
@@ -217,8 +226,10 @@ def shared_modules(model: nn.Module) -> dict[str, str]:
         names.setdefault(id(module), []).append(name)
     return {
         name: f"is one module under {len(found)} names ({', '.join(found)})"
-        for found in names.values() if len(found) > 1 for name in found
-    }  # fmt: skip
+        for found in names.values()
+        if len(found) > 1
+        for name in found
+    }
 
 
 def in_channels(model: nn.Module) -> int:
@@ -231,7 +242,8 @@ def in_channels(model: nn.Module) -> int:
 
 def input_shapes(model: nn.Module, names: list[str], image_size: int) -> dict[str, Shape]:
     """Input (C, H, W) of each named module in one forward pass, on a copy."""
-    require(isinstance(image_size, int) and image_size > 0, f"image_size is in pixels, found {image_size!r}")
+    if not (isinstance(image_size, int) and image_size > 0):
+        raise BadConfig(f"image_size is in pixels, found {image_size!r}")
     ghost = copy.deepcopy(model)
     ghost.eval()
     shapes: dict[str, Any] = {}
@@ -293,9 +305,12 @@ def check_weights(model: nn.Module) -> None:
     """Raise `BadModel` for layers whose weights are not plain parameters: quantised, normed or pruned ones."""
     homes = ("torch.ao.nn", "torch.nn.quantized")
     found = [n for n, m in model.named_modules() if type(m).__module__.startswith(homes)]
-    require(not found, f"the network is quantised ({', '.join(found[:3])}): merge the float network, then quantise",
-            BadModel)  # fmt: skip
+    if found:
+        raise BadModel(f"the network is quantised ({', '.join(found[:3])}): merge the float network, then quantise")
     layers = ((n, m) for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, _BatchNorm)))
     found = [n for n, m in layers if m.weight is not None and not isinstance(m.weight, nn.Parameter)]
-    require(not found, f"weights are computed from others ({', '.join(found[:3])}), as by weight_norm or pruning: make "
-            "them permanent first, with remove_parametrizations or prune.remove", BadModel)  # fmt: skip
+    if found:
+        raise BadModel(
+            f"weights are computed from others ({', '.join(found[:3])}), as by weight_norm or pruning: make "
+            "them permanent first, with remove_parametrizations or prune.remove"
+        )

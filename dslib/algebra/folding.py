@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import BadConfig, DslibError, NotMergeable, NotTraceable, require
+from ..errors import BadConfig, DslibError, NotMergeable, NotTraceable
 from . import affine
 from .affine import NO_PADDING, Affine
 from .blocks import SITE_KEY, channels_of, check_weights, innermost
@@ -57,8 +57,8 @@ def fold(model: nn.Module, images: Tensor, branches: bool = True, blocks: Iterab
         plain = copy.deepcopy(model)
         plain.eval()  # some networks' train() returns nothing
         expected = _outputs(plain(images))
-        require(all(bool(t.isfinite().all()) for t in expected), "the network's output is not finite: its weights are "
-                "damaged, or the images are", DslibError)  # fmt: skip
+        if not all(bool(t.isfinite().all()) for t in expected):
+            raise DslibError("the network's output is not finite: its weights are damaged, or the images are")
         for also_branches in (True, False) if branches else (False,):
             own = copy.deepcopy(plain) if also_branches else plain  # nothing comes after the last try
             try:
@@ -197,9 +197,11 @@ def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn
     return [
         ((c.name, c.layer), c.batchnorm)
         for key, c in seen.made.items()
-        if c.batchnorm and c.readers == 0 and key not in returned
+        if c.batchnorm
+        and c.readers == 0
+        and key not in returned
         and seen.calls[c.name] == seen.calls[c.batchnorm[0]] == 1
-    ]  # fmt: skip
+    ]
 
 
 @dataclass

@@ -17,9 +17,22 @@ from .affine import Pair
 _ACTIVATION_FILES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
 _ACTIVATION_NAMES = (
-    "relu", "relu_", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu", "elu", "celu", "selu", "mish",
-    "softplus", "tanh", "sigmoid",
-)  # fmt: skip
+    "relu",
+    "relu_",
+    "relu6",
+    "silu",
+    "gelu",
+    "hardswish",
+    "hardtanh",
+    "leaky_relu",
+    "elu",
+    "celu",
+    "selu",
+    "mish",
+    "softplus",
+    "tanh",
+    "sigmoid",
+)
 _ACTIVATION_CALLS = {getattr(home, n) for n in _ACTIVATION_NAMES for home in (F, torch) if hasattr(home, n)}
 _JOINS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.cat, torch.concat}
 _JOIN_METHODS = {"add", "add_", "sub", "sub_"}
@@ -105,9 +118,7 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 def removable_activations(traced: fx.GraphModule) -> list[fx.Node]:
     """The block's inner activations: those upstream of a convolution, an add or a concatenation, in order."""
-    upstream = {
-        source for n in traced.graph.nodes if is_conv(traced, n) or is_join(n) for source in ancestors(n)
-    }  # fmt: skip
+    upstream = {source for n in traced.graph.nodes if is_conv(traced, n) or is_join(n) for source in ancestors(n)}
     maps = maps_of(traced)
     return [n for n in traced.graph.nodes if n in upstream and n in maps and is_activation(traced, n)]
 

@@ -29,15 +29,41 @@ Seen = tuple[nn.Conv2d, Pair]  # a convolution, and its output's stride in the w
 
 # what is affine in the feature map -> the method of `Interpreter` that does it
 _CALLS: dict[Any, str] = {
-    operator.add: "add", operator.iadd: "add", torch.add: "add", operator.sub: "sub", operator.isub: "sub",
-    torch.sub: "sub", operator.mul: "mul", operator.imul: "mul", torch.mul: "mul", operator.truediv: "div",
-    torch.div: "div", operator.neg: "neg", torch.neg: "neg", torch.cat: "cat", torch.concat: "cat",
-    torch.chunk: "chunk", torch.split: "split", operator.getitem: "getitem", F.pad: "pad", torch.clone: "same",
-}  # fmt: skip
+    operator.add: "add",
+    operator.iadd: "add",
+    torch.add: "add",
+    operator.sub: "sub",
+    operator.isub: "sub",
+    torch.sub: "sub",
+    operator.mul: "mul",
+    operator.imul: "mul",
+    torch.mul: "mul",
+    operator.truediv: "div",
+    torch.div: "div",
+    operator.neg: "neg",
+    torch.neg: "neg",
+    torch.cat: "cat",
+    torch.concat: "cat",
+    torch.chunk: "chunk",
+    torch.split: "split",
+    operator.getitem: "getitem",
+    F.pad: "pad",
+    torch.clone: "same",
+}
 _METHODS = {
-    "add": "add", "add_": "add", "sub": "sub", "sub_": "sub", "mul": "mul", "mul_": "mul", "div": "div", "neg": "neg",
-    "chunk": "chunk", "split": "split", "contiguous": "same", "clone": "same",
-}  # fmt: skip
+    "add": "add",
+    "add_": "add",
+    "sub": "sub",
+    "sub_": "sub",
+    "mul": "mul",
+    "mul_": "mul",
+    "div": "div",
+    "neg": "neg",
+    "chunk": "chunk",
+    "split": "split",
+    "contiguous": "same",
+    "clone": "same",
+}
 
 
 def interpret(

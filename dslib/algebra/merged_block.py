@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import BadConfig, NotMergeable, require
+from ..errors import BadConfig, NotMergeable
 from .affine import Affine
 
 
@@ -89,15 +89,23 @@ def merged_block(
     c_out, c_in = whole.weight.shape[:2]
     device, dtype = like.weight.device, like.weight.dtype
     conv = nn.Conv2d(
-        c_in * whole.groups, c_out, whole.kernel, whole.stride, (top, left) if even else 0, whole.dilation,
-        whole.groups, bias=before is None and border is None, device=device, dtype=dtype,
-    )  # fmt: skip
+        c_in * whole.groups,
+        c_out,
+        whole.kernel,
+        whole.stride,
+        (top, left) if even else 0,
+        whole.dilation,
+        whole.groups,
+        bias=before is None and border is None,
+        device=device,
+        dtype=dtype,
+    )
     with torch.no_grad():
         conv.weight.copy_(whole.weight)
         if conv.bias is not None:
             conv.bias.copy_(torch.zeros(c_out) if whole.bias is None else whole.bias)
-    require(all(bool(p.isfinite().all()) for p in conv.parameters()),
-            f"the merged weights do not fit {dtype}: merge in float32, then convert", NotMergeable)  # fmt: skip
+    if not all(bool(p.isfinite().all()) for p in conv.parameters()):
+        raise NotMergeable(f"the merged weights do not fit {dtype}: merge in float32, then convert")
     pads = [module for module in (before, None if even else nn.ZeroPad2d(whole.padding)) if module is not None]
     pad = nn.Sequential(*pads) if len(pads) > 1 else pads[0] if pads else None
     border = None if border is None else border.to(device, dtype)

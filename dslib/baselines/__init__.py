@@ -22,9 +22,16 @@ from .tuning import Effort
 Method = Callable[[nn.Module, Data, Budget, Effort], Pruned]
 #: name -> method
 METHODS: dict[str, Method] = {
-    "uniform": uniform, "magnitude": magnitude, "taylor": taylor, "layers": layers, "metapruning": metapruning,
-    "layer-folding": layer_folding, "depthshrinker": depthshrinker, "given-masks": given_masks, "planner": planner,
+    "uniform": uniform,
+    "magnitude": magnitude,
+    "taylor": taylor,
+    "layers": layers,
+    "metapruning": metapruning,
+    "layer-folding": layer_folding,
+    "depthshrinker": depthshrinker,
+    "given-masks": given_masks,
+    "planner": planner,
     "narrow-and-shrunk": narrow_and_shrunk,
-}  # fmt: skip
+}
 
 __all__ = ["METHODS", "Budget", "Effort", "Method", "Pruned"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..algebra.blocks import droppable
 from ..data.datasets import Data
-from ..errors import BadModel, require
+from ..errors import BadModel
 from ..shrinking import shrink
 from ..sites import Mask, Plan, find_sites
 from ..training.evaluating import loss_on
@@ -30,11 +30,15 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     model = ready(model, data, effort, clock)
     sites = find_sites(model, data.image_size)
     names = droppable(model, sites.names, data.image_size)
-    require(bool(names), "no block gives maps of the shape that it takes: no layer can be removed whole", BadModel)
+    if not names:
+        raise BadModel("no block gives maps of the shape that it takes: no layer can be removed whole")
 
     def without(removed: Sequence[str]) -> nn.Module:
-        return shrink(model, Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed),
-                      image_size=data.image_size)  # fmt: skip
+        return shrink(
+            model,
+            Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed),
+            image_size=data.image_size,
+        )
 
     images = data.train.first(effort.few, effort.seed)
     with clock.part("importance"):

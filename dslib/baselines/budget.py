@@ -11,7 +11,7 @@ from torch import nn
 
 from ..algebra.blocks import in_channels, structure_of
 from ..algebra.graphs import dtype_of
-from ..errors import BadConfig, require
+from ..errors import BadConfig
 from ..measuring.latency import Timing, measure
 from ..profiling import CostTable, profile
 from ..sites import Sites
@@ -45,9 +45,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.speedup > 1, f"speedup: expected more than 1, found {self.speedup:g}")
-        require(min(self.batch_size, self.image_size, self.rounds) > 0,
-                "batch_size, image_size, rounds: expected 1 or more of each")  # fmt: skip
+        if not self.speedup > 1:
+            raise BadConfig(f"speedup: expected more than 1, found {self.speedup:g}")
+        if not min(self.batch_size, self.image_size, self.rounds) > 0:
+            raise BadConfig("batch_size, image_size, rounds: expected 1 or more of each")
 
     def timing(self, **networks: nn.Module) -> Timing:
         """Latencies of several networks, by name, in turns."""
@@ -81,9 +82,13 @@ class Budget:
 
 
 def least(
-    budget: Budget, original: nn.Module, make: Callable[[float], tuple[nn.Module, T]], clock: Clock, steps: int = 6,
+    budget: Budget,
+    original: nn.Module,
+    make: Callable[[float], tuple[nn.Module, T]],
+    clock: Clock,
+    steps: int = 6,
     what: str = "it",
-) -> T:  # fmt: skip
+) -> T:
     """What about the smallest strength gives that meets the budget, confirmed by a second, longer measurement.
 
     Halves the interval of strengths; latency should fall as the strength grows.
@@ -110,8 +115,11 @@ def least(
     speed = speed_of(quickest)
     if speed < budget.speedup:  # one unlucky measurement refuses nothing
         speed = speed_of(quickest, 3 * budget.rounds)
-    require(speed >= budget.speedup, f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
-            f"original on {budget.runtime}, expected {budget.speedup:g}", BadConfig)  # fmt: skip
+    if not speed >= budget.speedup:
+        raise BadConfig(
+            f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
+            f"original on {budget.runtime}, expected {budget.speedup:g}"
+        )
     low, high = 0.0, 1.0
     for _ in range(steps):
         middle = (low + high) / 2

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import Data
 from ..data.splits import Split
-from ..errors import BadModel, first_line, require
+from ..errors import BadModel, first_line
 from ..models.networks import find_head
 from .budget import Budget, least
 from .result import Pruned, ready
@@ -36,9 +36,7 @@ def uniform(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pru
     return _finetuned(small, strength, model, data, effort, clock)
 
 
-def narrowed(
-    model: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock
-) -> tuple[nn.Module, float]:  # fmt: skip
+def narrowed(model: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock) -> tuple[nn.Module, float]:
     """The network with so small a share of every layer's channels gone that it meets the budget; and the share."""
     return _pruned("uniform", model, data, budget, clock, magnitudes, compete=False)
 
@@ -69,9 +67,7 @@ def taylor(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     return _finetuned(small, strength, model, data, effort, clock)
 
 
-def cut(
-    model: nn.Module, strength: float, image_size: int, importance: Importance, compete: bool
-) -> nn.Module:  # fmt: skip
+def cut(model: nn.Module, strength: float, image_size: int, importance: Importance, compete: bool) -> nn.Module:
     """A copy without a share of its channels; of each group of coupled ones a multiple of `STEP` stays.
 
     Args:
@@ -96,7 +92,8 @@ def cut(
             classes = small(blank_image(model, image_size)).shape[1]
     except UNKNOWN as error:
         raise BadModel(f"Torch-Pruning cannot prune this network: {first_line(error)}") from error
-    require(classes == find_head(model)[1].out_features, "Torch-Pruning took classes away", BadModel)
+    if classes != find_head(model)[1].out_features:
+        raise BadModel("Torch-Pruning took classes away")
     small.zero_grad()
     return small
 
@@ -117,7 +114,7 @@ def _how_many(scores: Sequence[Tensor], strength: float, compete: bool) -> list[
 
 def _pruned(
     name: str, model: nn.Module, data: Data, budget: Budget, clock: Clock, importance: Importance, compete: bool
-) -> tuple[nn.Module, float]:  # fmt: skip
+) -> tuple[nn.Module, float]:
     """Pruned as far as the budget asks; and how far."""
 
     def make(strength: float) -> tuple[nn.Module, tuple[nn.Module, float]]:
@@ -127,9 +124,7 @@ def _pruned(
     return least(budget, model, make, clock, what=name)
 
 
-def _finetuned(
-    small: nn.Module, strength: float, model: nn.Module, data: Data, effort: Effort, clock: Clock
-) -> Pruned:  # fmt: skip
+def _finetuned(small: nn.Module, strength: float, model: nn.Module, data: Data, effort: Effort, clock: Clock) -> Pruned:
     small = with_new_statistics(small, data, effort, clock)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
     return Pruned(done, {"strength": strength, "seconds": clock.spent, "history": history})

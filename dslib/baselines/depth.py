@@ -44,9 +44,20 @@ def depthshrinker(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
     with clock.part("search"):
         part = _search_time(model, data, effort, clock)
         k = max(1, len(sites.always_kept), len(sites) // 2)
-        found = search(model, part.data, sites, cost, Search(
-            k=k, latency_weight=LATENCY_WEIGHT, epochs=part.epochs, lr=effort.search_lr, batch_size=effort.batch_size,
-            seed=effort.seed))  # fmt: skip
+        found = search(
+            model,
+            part.data,
+            sites,
+            cost,
+            Search(
+                k=k,
+                latency_weight=LATENCY_WEIGHT,
+                epochs=part.epochs,
+                lr=effort.search_lr,
+                batch_size=effort.batch_size,
+                seed=effort.seed,
+            ),
+        )
     return _shrunk("depthshrinker", model, model, data, budget, effort, clock, masks_of(sites, found.m), cost)
 
 
@@ -104,9 +115,15 @@ def narrow_and_shrunk(model: nn.Module, data: Data, budget: Budget, effort: Effo
 
 
 def _planned(
-    name: str, model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
+    name: str,
+    model: nn.Module,
+    original: nn.Module,
+    data: Data,
+    budget: Budget,
+    effort: Effort,
+    clock: Clock,
     more: dict[str, object],
-) -> Pruned:  # fmt: skip
+) -> Pruned:
     """Planned, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
     with clock.part("ranking"), warnings.catch_warnings():
@@ -124,9 +141,17 @@ def _planned(
 
 
 def _shrunk(
-    name: str, model: nn.Module, original: nn.Module, data: Data, budget: Budget, effort: Effort, clock: Clock,
-    masks: Sequence[Mask], cost: CostTable, fading: bool = True,
-) -> Pruned:  # fmt: skip
+    name: str,
+    model: nn.Module,
+    original: nn.Module,
+    data: Data,
+    budget: Budget,
+    effort: Effort,
+    clock: Clock,
+    masks: Sequence[Mask],
+    cost: CostTable,
+    fading: bool = True,
+) -> Pruned:
     """The first of several masks, most kept first, that is quick enough; its activations fade out, or go at once.
 
     A site whose removal costs time is kept all the same, as the planner keeps it.
@@ -143,7 +168,7 @@ def _shrunk(
 
 def _first_quick_enough(
     name: str, plans: Sequence[Plan], model: nn.Module, original: nn.Module, budget: Budget, clock: Clock
-) -> Plan:  # fmt: skip
+) -> Plan:
     """The first of several plans, slowest first, with which the merged network is as quick as asked for."""
 
     def make(strength: float) -> tuple[nn.Module, Plan]:

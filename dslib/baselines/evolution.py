@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import Data
 from ..data.splits import Split, hold_back
-from ..errors import require
+from ..errors import BadConfig
 from ..finetuning import Finetune
 from ..training.evaluating import loss_on, recalibrate_batchnorm
 from ..training.loop import cross_entropy, train
@@ -60,9 +60,13 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
     with clock.part(EVOLUTION):
         small = search.network(best)
     done, history = tune(small, data, model if effort.distil else None, effort, clock)
-    found = {"widths": dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
-             "loss": losses[0], "random_losses": losses[1:], "random_macs": [macs(widths) for widths in search.first],
-             "candidates": len(search.losses)}  # fmt: skip
+    found = {
+        "widths": dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
+        "loss": losses[0],
+        "random_losses": losses[1:],
+        "random_macs": [macs(widths) for widths in search.first],
+        "candidates": len(search.losses),
+    }
     return Pruned(done, {**found, "seconds": clock.spent, "history": history})
 
 
@@ -130,9 +134,15 @@ class _Evolution:
 
 
 def _evolve(
-    search: _Evolution, slim: Slim, macs: Macs, model: nn.Module, budget: Budget, clock: Clock, allowed: float,
+    search: _Evolution,
+    slim: Slim,
+    macs: Macs,
+    model: nn.Module,
+    budget: Budget,
+    clock: Clock,
+    allowed: float,
     limit: float,
-) -> Widths:  # fmt: skip
+) -> Widths:
     """The best widths that are quick enough as measured, when `limit` seconds of the clock are spent.
 
     Raises:
@@ -154,8 +164,8 @@ def _evolve(
             allowed = macs(widths) * min(1.05, max(0.9, share))
         if not leaders:
             allowed *= 0.95
-        require(best is not None or allowed >= 0.9 * narrowest, "metapruning: no widths are as quick as asked for, the "
-                "narrowest are not either")  # fmt: skip
+        if best is None and not allowed >= 0.9 * narrowest:
+            raise BadConfig("metapruning: no widths are as quick as asked for, the narrowest are not either")
     return best
 
 

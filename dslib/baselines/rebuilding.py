@@ -54,6 +54,12 @@ def _both(model: nn.Module, image_size: int, found: Found) -> nn.Module:
 
 #: those whose channels depend on gradients, or on norms of other weights, are not among them
 REBUILD: dict[str, Rebuild] = {
-    "uniform": _narrowed, "metapruning": _slim, "layers": _without, "depthshrinker": _planned, "given-masks": _planned,
-    "layer-folding": _planned, "planner": _planned, "narrow-and-shrunk": _both,
-}  # fmt: skip
+    "uniform": _narrowed,
+    "metapruning": _slim,
+    "layers": _without,
+    "depthshrinker": _planned,
+    "given-masks": _planned,
+    "layer-folding": _planned,
+    "planner": _planned,
+    "narrow-and-shrunk": _both,
+}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Data
-from ..errors import MaskMismatch, require
+from ..errors import MaskMismatch
 from ..profiling import CostTable
 from ..ranking import Found
 from ..searching import Gate, add_gates, gate_groups
@@ -23,9 +23,13 @@ from ..training.settings import Train
 
 Rival = Callable[[nn.Module, Data, Sites, CostTable, int], list[Mask]]
 PAPER_KEPT = {
-    "A": (0, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16), "B": (3, 4, 10, 11, 13, 14, 15, 16),
-    "C": (0, 3, 10, 11, 13, 14, 15, 16), "D": (3, 4, 13, 14, 15, 16), "E": (0, 3, 13, 14, 15, 16), "F": (),
-}  # fmt: skip
+    "A": (0, 3, 4, 6, 8, 10, 11, 13, 14, 15, 16),
+    "B": (3, 4, 10, 11, 13, 14, 15, 16),
+    "C": (0, 3, 10, 11, 13, 14, 15, 16),
+    "D": (3, 4, 13, 14, 15, 16),
+    "E": (0, 3, 13, 14, 15, 16),
+    "F": (),
+}
 
 
 def at_random(model: nn.Module, data: Data, sites: Sites, cost: CostTable, seed: int = 0) -> list[Mask]:
@@ -47,7 +51,8 @@ def paper_masks(model: nn.Module, data: Data, sites: Sites, cost: CostTable, see
         MaskMismatch: if the network has another number of sites.
     Source: Fu et al., ICML 2022; the stem's activation, which A, D and E take out too, stays.
     """
-    require(len(sites) == 17, f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)}", MaskMismatch)
+    if len(sites) != 17:
+        raise MaskMismatch(f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)}")
     return [sites.mask([sites.names[i] for i in kept]) for kept in PAPER_KEPT.values()]
 
 
@@ -78,7 +83,7 @@ def learned_slopes(model: nn.Module, data: Data, sites: Sites, cost: CostTable, 
 
 def train_slopes(
     model: nn.Module, data: Data, sites: Sites, config: Train, weight: float = 0.1, lr_scale: float = 10.0
-) -> tuple[dict[str, float], nn.Module]:  # fmt: skip
+) -> tuple[dict[str, float], nn.Module]:
     """How much of each site's activations is left, from 0 on, 1 at first; and a copy with the weights trained for it.
 
     The loss is that of the labels, and `weight` times the mean of what is left (the paper's term has no gradient where
@@ -94,8 +99,15 @@ def train_slopes(
     def settle(_: float) -> None:
         gates.m.data.clamp_(min=0)
 
-    train(sloped, data, loss, config, before_step=settle, parameters=gate_groups(sloped, gates, config, lr_scale),
-          title="slopes")  # fmt: skip
+    train(
+        sloped,
+        data,
+        loss,
+        config,
+        before_step=settle,
+        parameters=gate_groups(sloped, gates, config, lr_scale),
+        title="slopes",
+    )
     settle(1.0)
     trained, state = copy.deepcopy(model), sloped.state_dict()
     trained.load_state_dict({name: state[name] for name in trained.state_dict()})
@@ -103,9 +115,12 @@ def train_slopes(
 
 
 RIVALS: dict[str, Rival] = {
-    "random": at_random, "keep the cheapest": keep_cheapest, "evenly spaced": evenly_spaced,
-    "learned slopes": learned_slopes, "the paper's masks": paper_masks,
-}  # fmt: skip
+    "random": at_random,
+    "keep the cheapest": keep_cheapest,
+    "evenly spaced": evenly_spaced,
+    "learned slopes": learned_slopes,
+    "the paper's masks": paper_masks,
+}
 
 
 def masks_of(sites: Sites, m: Mapping[str, float]) -> list[Mask]:

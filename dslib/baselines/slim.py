@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..algebra.blocks import in_channels
 from ..algebra.graphs import dtype_of
-from ..errors import BadModel, first_line, require
+from ..errors import BadModel, first_line
 from ..models.networks import find_head
 
 STEP = 8  # channels: widths are multiples of it
@@ -58,7 +58,7 @@ class Slim(nn.Module):
 
     def __init__(
         self, model: nn.Module, image_size: int, hidden: int = 8, ordered: bool = False, seed: int = 0
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self._plain, self.groups = copy.deepcopy(model).eval(), find_groups(model, image_size)
         if ordered:
@@ -208,8 +208,8 @@ def find_groups(model: nn.Module, image_size: int) -> list[Group]:
                 continue
             plain = type(layer) is nn.Conv2d and layer.groups in (1, layer.in_channels) and layer.padding != "same"
             known = plain or isinstance(layer, nn.BatchNorm2d | nn.Linear)
-            require(known and list(indices) == list(range(width)),
-                    f"{name}: its channels are not shared one for one with other layers'", BadModel)  # fmt: skip
+            if not (known and list(indices) == list(range(width))):
+                raise BadModel(f"{name}: its channels are not shared one for one with other layers'")
             (group.takers if dep.handler.__name__ == "prune_in_channels" else group.makers).append(name)
         groups.append(group)
     return groups

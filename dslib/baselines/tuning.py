@@ -14,7 +14,7 @@ from torch import nn
 
 from ..data.datasets import Data
 from ..data.splits import Split
-from ..errors import nearest, require
+from ..errors import BadConfig, nearest
 from ..finetuning import RECIPES, Finetune, finetune
 from ..shrinking import Fade
 from ..training.evaluating import recalibrate_batchnorm
@@ -56,11 +56,16 @@ class Effort:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self.seconds > 0, f"seconds: expected more than 0, found {self.seconds}")
-        require(0 < self.share < 1, f"share: expected between 0 and 1, found {self.share}")
-        require(min(self.lr, self.search_lr) > 0, "lr, search_lr: expected more than 0")
-        require(self.batch_size > 1 and self.images > 7, "expected a batch_size of 2 or more, and 8 images or more")
-        require(self.recipe in RECIPES, nearest("recipe", self.recipe, RECIPES))
+        if not self.seconds > 0:
+            raise BadConfig(f"seconds: expected more than 0, found {self.seconds}")
+        if not 0 < self.share < 1:
+            raise BadConfig(f"share: expected between 0 and 1, found {self.share}")
+        if not min(self.lr, self.search_lr) > 0:
+            raise BadConfig("lr, search_lr: expected more than 0")
+        if not (self.batch_size > 1 and self.images > 7):
+            raise BadConfig("expected a batch_size of 2 or more, and 8 images or more")
+        if self.recipe not in RECIPES:
+            raise BadConfig(nearest("recipe", self.recipe, RECIPES))
 
     @property
     def few(self) -> int:
@@ -112,9 +117,7 @@ def start(model: nn.Module, effort: Effort) -> Clock:
     return Clock(effort.seconds, next(model.parameters()).device)
 
 
-def per_image(
-    network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock
-) -> float:  # fmt: skip
+def per_image(network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock) -> float:
     """Seconds of the clock that a training takes for an image, from two short epochs; the network stays as it is."""
     size = config.batch_size
     few = replace(data, train=data.train.first(PROBE * size), val=data.val.first(size))
@@ -140,8 +143,11 @@ def planned(data: Data, seconds: float, each: float, config: Train, clock: Clock
     """
     fit, size = seconds / each, config.batch_size
     took = ", ".join(f"{name} {spent:.0f} s" for name, spent in clock.spent.items()) or "nothing yet"
-    require(fit >= size, f"{max(seconds, 0):.0f} of {clock.limit:.0f} s are left for a training (took: {took}), a "
-            f"batch takes {each * size:.1f} s: give more seconds")  # fmt: skip
+    if not fit >= size:
+        raise BadConfig(
+            f"{max(seconds, 0):.0f} of {clock.limit:.0f} s are left for a training (took: {took}), a "
+            f"batch takes {each * size:.1f} s: give more seconds"
+        )
     split = data.train
     in_memory = isinstance(split, Split)  # images on disk are not doubled: fewer of them then, more often
     epochs = max(1, int(fit / len(split)) if in_memory else math.ceil(fit / len(split)))
@@ -155,7 +161,7 @@ def planned(data: Data, seconds: float, each: float, config: Train, clock: Clock
 
 def tune(
     network: nn.Module, data: Data, teacher: nn.Module | None, effort: Effort, clock: Clock
-) -> tuple[nn.Module, History]:  # fmt: skip
+) -> tuple[nn.Module, History]:
     """A finetuned copy of the network, in all that is left of the time.
 
     BatchNorm's statistics are not frozen, in any recipe, while activations fade: they are of what is no longer there.
@@ -174,9 +180,13 @@ def tune(
 
 
 def prepare(
-    network: nn.Module, data: Data, effort: Effort, clock: Clock, name: str = "pretraining",
+    network: nn.Module,
+    data: Data,
+    effort: Effort,
+    clock: Clock,
+    name: str = "pretraining",
     teacher: nn.Module | None = None,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """A copy of the network, trained in its share of what is left of the time, as usual; on labels, or taught too."""
     config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
     return _timed(network, data, teacher, config, clock, name, effort.share * clock.left())[0]
@@ -193,7 +203,7 @@ def with_new_statistics(network: nn.Module, data: Data, effort: Effort, clock: C
 
 def _timed(
     network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock, name: str, seconds: float
-) -> tuple[nn.Module, History]:  # fmt: skip
+) -> tuple[nn.Module, History]:
     before = clock.spent.get(name, 0.0)
     with clock.part(name):
         each = per_image(network, data, teacher, config, clock)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..baselines.rivals import PAPER_KEPT
 from ..data.datasets import load_data
-from ..errors import BadConfig, BadModel, nearest, require
+from ..errors import BadConfig, BadModel, nearest
 from ..finetuning import Finetune, finetune
 from ..measuring.devices import pick_device, this_machine
 from ..models.networks import load_model
@@ -28,11 +28,21 @@ WAYS = {"plain": (False, False), "boundary": (True, False), "distilled": (True, 
 
 
 def record_ablation(
-    mask: str = "A", model: str = "mobilenet_v2", weights: str = "default", options: Mapping[str, Any] | None = None,
-    data: str = "imagenette", image_size: int | None = None, epochs: int = 2, lr: float = 0.1, batch_size: int = 64,
-    seeds: int = 3, device: str = "auto", hours: float | None = None, out: Path | None = None,
+    mask: str = "A",
+    model: str = "mobilenet_v2",
+    weights: str = "default",
+    options: Mapping[str, Any] | None = None,
+    data: str = "imagenette",
+    image_size: int | None = None,
+    epochs: int = 2,
+    lr: float = 0.1,
+    batch_size: int = 64,
+    seeds: int = 3,
+    device: str = "auto",
+    hours: float | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Finetune one shrunk network in the paper's three ways, over seeds; activations are torn out, none fades.
 
     Args:
@@ -47,20 +57,37 @@ def record_ablation(
         echo: is told the outcome.
     Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is inferred, see data/paper/README.md.
     """
-    require(mask in PAPER_KEPT, nearest("mask", mask, PAPER_KEPT), BadConfig)
-    require(min(seeds, epochs) > 0, f"seeds, epochs: expected 1 or more, found {seeds} and {epochs}")
+    if mask not in PAPER_KEPT:
+        raise BadConfig(nearest("mask", mask, PAPER_KEPT))
+    if not min(seeds, epochs) > 0:
+        raise BadConfig(f"seeds, epochs: expected 1 or more, found {seeds} and {epochs}")
     loaded = load_data(data, image_size)
-    settings = {"mask": mask, "model": model, "weights": weights, "model_option": as_options(options), "data": data,
-                "image_size": loaded.image_size, "epochs": epochs, "lr": lr, "batch_size": batch_size,
-                "seeds": seeds}  # fmt: skip
+    settings = {
+        "mask": mask,
+        "model": model,
+        "weights": weights,
+        "model_option": as_options(options),
+        "data": data,
+        "image_size": loaded.image_size,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seeds": seeds,
+    }
     where = pick_device(device)
-    rows = Rows(Record("ablation", f"dslib bench ablation {as_words(settings)}", settings, {}, this_machine(where),
-                       commit()), out, selecting=("seeds",), hours=hours)  # fmt: skip
+    rows = Rows(
+        Record("ablation", f"dslib bench ablation {as_words(settings)}", settings, {}, this_machine(where), commit()),
+        out,
+        selecting=("seeds",),
+        hours=hours,
+    )
     network, trained = load_model(model, loaded.classes, weights, options)
-    require(trained, f"{model} with weights {weights!r} is not trained for the classes of {data}", BadModel)
+    if not trained:
+        raise BadModel(f"{model} with weights {weights!r} is not trained for the classes of {data}")
     network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(network, loaded.image_size)
-    require(len(sites) == 17, f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)} in {model}")
+    if len(sites) != 17:
+        raise BadConfig(f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)} in {model}")
     kept = sites.mask([sites.names[i] for i in PAPER_KEPT[mask]])
 
     def tuned(way: str, seed: int) -> dict[str, Any]:
@@ -69,8 +96,12 @@ def record_ablation(
         before, began = evaluate(small, loaded.val), time.perf_counter()
         config = Finetune(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
         done = finetune(small, loaded, network if teacher else None, config)
-        return {"before": before, "accuracy": done.history[-1]["val_accuracy"], "history": done.history,
-                "seconds": time.perf_counter() - began}  # fmt: skip
+        return {
+            "before": before,
+            "accuracy": done.history[-1]["val_accuracy"],
+            "history": done.history,
+            "seconds": time.perf_counter() - began,
+        }
 
     rows.add({"way": "original"}, lambda: {"accuracy": evaluate(network, loaded.val)})
     for seed in range(seeds):

@@ -7,7 +7,7 @@ import time
 import torch
 
 from ..algebra.blocks import in_channels
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import peak_memory_gib, this_machine
 from ..measuring.latency import measure
 from ..merging import merge
@@ -31,7 +31,8 @@ def record_borders(model: str = "mobilenet_v2", image_size: int = 224, batch_siz
         batch_size: images a batch.
         rounds: measurements of each.
     """
-    require(batch_size > 0 and rounds > 0, f"expected 1 or more images and rounds, found {batch_size} and {rounds}")
+    if not (batch_size > 0 and rounds > 0):
+        raise BadConfig(f"expected 1 or more images and rounds, found {batch_size} and {rounds}")
     network = load_model(model).model
     network.eval()
     sites = find_sites(network, image_size)
@@ -50,9 +51,12 @@ def record_borders(model: str = "mobilenet_v2", image_size: int = 224, batch_siz
         ratio, low, high = timing.speedup("hoisted", over=name)
         networks[name] = {"latency_ms": timing.median(name), "times_hoisted": ratio, "q25": low, "q75": high}
     values = {
-        "networks": networks, "sites": len(sites.mergeable), "merge_seconds": seconds, "peak_memory_gib": peak,
+        "networks": networks,
+        "sites": len(sites.mergeable),
+        "merge_seconds": seconds,
+        "peak_memory_gib": peak,
         "runtime": timing.runtime,
-    }  # fmt: skip
+    }
     config = {"model": model, "image_size": image_size, "batch_size": batch_size, "rounds": rounds, "seed": 0}
     command = f"dslib bench borders --model {model} --image-size {image_size} --batch-size {batch_size}"
     return Record("borders", f"{command} --rounds {rounds}", config, values, this_machine(), commit())

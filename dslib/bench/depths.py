@@ -13,7 +13,7 @@ from torch import nn
 from ..algebra.blocks import in_channels
 from ..calibrating import Calibrate, Images, calibrate, logits_of
 from ..data.datasets import Data, load_data
-from ..errors import BadModel, require
+from ..errors import BadConfig, BadModel
 from ..measuring.devices import this_machine
 from ..measuring.latency import measure
 from ..models.networks import load_model
@@ -26,9 +26,16 @@ BATCH, ROUNDS = 32, 21  # of the timings
 
 
 def record_depths(
-    model: str, data: str, image_size: int | None = None, count: int = 1024, rank_count: int = 512,
-    random_masks: int = 2, seed: int = 0, weights: str = "default", options: Mapping[str, Any] | None = None,
-) -> Record:  # fmt: skip
+    model: str,
+    data: str,
+    image_size: int | None = None,
+    count: int = 1024,
+    rank_count: int = 512,
+    random_masks: int = 2,
+    seed: int = 0,
+    weights: str = "default",
+    options: Mapping[str, Any] | None = None,
+) -> Record:
     """Rank the sites once, then calibrate for every k; accuracy is for the report only, nothing is chosen by it.
 
     Of each k the speed too, in PyTorch, in turns with the original.
@@ -42,10 +49,12 @@ def record_depths(
         seed: of the choice of images, positions and random masks.
         weights, options: as for `load_model`; the weights must be trained for the data.
     """
-    require(min(count, rank_count) > 0, f"expected one or more images, found {count} and {rank_count}")
+    if not min(count, rank_count) > 0:
+        raise BadConfig(f"expected one or more images, found {count} and {rank_count}")
     loaded = load_data(data, image_size)
     network, trained = load_model(model, loaded.classes, weights, options)
-    require(trained, f"{model} with weights {weights!r} is not trained for {data}: give weights that are", BadModel)
+    if not trained:
+        raise BadModel(f"{model} with weights {weights!r} is not trained for {data}: give weights that are")
     network.eval()
     sites = find_sites(network, loaded.image_size)
     images, config = loaded.train.first(count, seed), Calibrate(seed=seed)
@@ -63,15 +72,24 @@ def record_depths(
         for _ in range(random_masks)
     ]
     values = {
-        "importance": found.m, "ranking_seconds": ranking_seconds, "depths": rows, "random": others,
+        "importance": found.m,
+        "ranking_seconds": ranking_seconds,
+        "depths": rows,
+        "random": others,
         "seconds_without_evaluation": ranking_seconds + sum(row["seconds"] for row in rows),
         "val_images": len(loaded.val),
-    }  # fmt: skip
+    }
     settings = {
-        "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
-        "random_masks": random_masks, "seed": seed, "weights": weights,
+        "model": model,
+        "data": data,
+        "image_size": loaded.image_size,
+        "count": count,
+        "rank_count": rank_count,
+        "random_masks": random_masks,
+        "seed": seed,
+        "weights": weights,
         "model_option": as_options(options),
-    }  # fmt: skip
+    }
     return Record("depths", f"dslib bench depths {as_words(settings)}", settings, values, this_machine(), commit())
 
 
@@ -81,15 +99,20 @@ def _kept(network: nn.Module, data: Data) -> dict[str, Any]:
 
 def calibrated_row(
     network: nn.Module, mask: Mask, images: Images, data: Data, config: Calibrate, timed: bool = False
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """One mask's row: seconds to calibrate, agreement with the original on the images, accuracy; speed if `timed`."""
     started = time.perf_counter()
     done = calibrate(network, mask, images, config, progress=False)
     seconds = time.perf_counter() - started
     same = agreement(logits_of(done.model, images), logits_of(network, images))
-    return {"removed": list(mask.removed), "seconds": seconds, "agreement": same, "errors": done.errors,
-            "accuracy": evaluate(done.model, data.val),
-            **(_speed(network, done.model, data.image_size) if timed else {})}  # fmt: skip
+    return {
+        "removed": list(mask.removed),
+        "seconds": seconds,
+        "agreement": same,
+        "errors": done.errors,
+        "accuracy": evaluate(done.model, data.val),
+        **(_speed(network, done.model, data.image_size) if timed else {}),
+    }
 
 
 def _speed(network: nn.Module, small: nn.Module, image_size: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..algebra.blocks import site_names
 from ..algebra.graphs import removable_activations
 from ..algebra.tracing import trace
 from ..data.datasets import load_data
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import this_machine
 from ..merging import merge
 from ..models.networks import load_model
@@ -66,12 +66,15 @@ def without_activations(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """A copy whose named sites have `nn.Identity` in the place of each inner activation."""
     torn = copy.deepcopy(model)
     for name in names:
-        require(name in site_names(model), f"{name} is not a site")
+        if name not in site_names(model):
+            raise BadConfig(f"{name} is not a site")
         block = torn.get_submodule(name)
         traced = trace(block)
         called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
         for node in removable_activations(traced):
-            require(called.count(node.target) <= 1, f"{name}: {node.target} is called more than once")
-            require(node.op == "call_module", f"{name}: its activations are not modules of their own")
+            if not called.count(node.target) <= 1:
+                raise BadConfig(f"{name}: {node.target} is called more than once")
+            if node.op != "call_module":
+                raise BadConfig(f"{name}: its activations are not modules of their own")
             block.set_submodule(str(node.target), nn.Identity())
     return torn

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..data.datasets import load_data
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import Others, pick_device, this_machine, tune_allocator
 from ..models.networks import load_model
 from ..records import Record, as_options, as_words, commit
@@ -32,11 +32,20 @@ FADED = {"fading": 1.0, "linear": 1e-9}  # where the activations are out in such
 
 
 def record_expand(
-    model: str = "mobilenet_v2", options: Mapping[str, Any] | None = None, data: str = "cifar10",
-    image_size: int | None = None, ratio: float = 2.0, epochs: int = 6, lr: float = 0.1, batch_size: int = 128,
-    seeds: int = 3, device: str = "auto", hours: float | None = None, out: Path | None = None,
+    model: str = "mobilenet_v2",
+    options: Mapping[str, Any] | None = None,
+    data: str = "cifar10",
+    image_size: int | None = None,
+    ratio: float = 2.0,
+    epochs: int = 6,
+    lr: float = 0.1,
+    batch_size: int = 128,
+    seeds: int = 3,
+    device: str = "auto",
+    hours: float | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """A small network from nothing: expanded for `epochs`, and as it is for as many epochs as take the same time.
 
     How much longer a step of the expanded one takes is measured first, in turns, and kept with the rows.
@@ -53,14 +62,28 @@ def record_expand(
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
     """
-    require(seeds > 0 and epochs > 0, f"expected seeds and epochs, found {seeds} and {epochs}")
+    if not (seeds > 0 and epochs > 0):
+        raise BadConfig(f"expected seeds and epochs, found {seeds} and {epochs}")
     loaded = load_data(data, image_size)
-    settings = {"model": model, "model_option": as_options(options), "data": data, "image_size": loaded.image_size,
-                "ratio": ratio, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seeds": seeds}  # fmt: skip
+    settings = {
+        "model": model,
+        "model_option": as_options(options),
+        "data": data,
+        "image_size": loaded.image_size,
+        "ratio": ratio,
+        "epochs": epochs,
+        "lr": lr,
+        "batch_size": batch_size,
+        "seeds": seeds,
+    }
     where = pick_device(device)
     tune_allocator()
-    rows = Rows(Record("expand", f"dslib bench expand {as_words(settings)}", settings, {}, this_machine(where),
-                       commit()), out, selecting=("seeds",), hours=hours)  # fmt: skip
+    rows = Rows(
+        Record("expand", f"dslib bench expand {as_words(settings)}", settings, {}, this_machine(where), commit()),
+        out,
+        selecting=("seeds",),
+        hours=hours,
+    )
 
     def fresh(seed: int) -> nn.Module:
         network = load_model(model, loaded.classes, options=options, seed=seed).model
@@ -106,8 +129,12 @@ def record_expand(
         config = kind(epochs=round(epochs * longer), seed=seed, **common, **own)
         network = work(config)
         seconds = time.perf_counter() - began
-        return {"epochs": config.epochs, "seconds": seconds, "accuracy": evaluate(network, loaded.val),
-                "config": asdict(config)}  # fmt: skip
+        return {
+            "epochs": config.epochs,
+            "seconds": seconds,
+            "accuracy": evaluate(network, loaded.val),
+            "config": asdict(config),
+        }
 
     slower = rows.add({"timing": "ms a step"}, speeds)["slower"]
     for seed in range(seeds):

@@ -15,7 +15,7 @@ from torch import nn
 from ..baselines import METHODS, Budget, Effort
 from ..baselines.tuning import start, tune
 from ..data.datasets import Data, load_data
-from ..errors import BadModel, nearest, require
+from ..errors import BadConfig, BadModel, nearest
 from ..measuring.devices import pick_device, this_machine
 from ..measuring.latency import count_macs, count_parameters
 from ..models.networks import load_model
@@ -77,12 +77,16 @@ class Frontier:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(bool(self.methods) and bool(self.speedups), "expected one method and one speedup at least")
-        require(min(self.seeds, self.held, self.latency_batch) > 0, "expected one or more of each")
-        require(min(*self.speedups, self.tuned_at) > 1, f"speedups: expected more than 1, found {self.speedups}")
-        require(bool(self.lrs), "expected one learning rate at least")
-        require(set(self.repeated) <= set(self.speedups), f"repeated: expected some of the speedups {self.speedups}, "
-                f"found {self.repeated}")  # fmt: skip
+        if not (bool(self.methods) and bool(self.speedups)):
+            raise BadConfig("expected one method and one speedup at least")
+        if not min(self.seeds, self.held, self.latency_batch) > 0:
+            raise BadConfig("expected one or more of each")
+        if not min(*self.speedups, self.tuned_at) > 1:
+            raise BadConfig(f"speedups: expected more than 1, found {self.speedups}")
+        if not self.lrs:
+            raise BadConfig("expected one learning rate at least")
+        if not set(self.repeated) <= set(self.speedups):
+            raise BadConfig(f"repeated: expected some of the speedups {self.speedups}, found {self.repeated}")
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -100,9 +104,11 @@ class Frontier:
 
 
 def record_frontier(
-    frontier: Frontier | None = None, hours: float | None = None, out: Path | None = None,
+    frontier: Frontier | None = None,
+    hours: float | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Train what each method makes of a network within each budget; accuracy on the validation split.
 
     The same command may run several times at once, with the same `out`: each takes points that no other is at. A
@@ -120,12 +126,19 @@ def record_frontier(
     load = partial(load_model, config.model, data.classes, config.weights, config.options)
     loaded = [load(seed=seed) for seed in range(config.seeds)]
     trained = loaded[0].trained
-    require(trained or config.weights == "none", f"{config.model} with weights {config.weights!r} is not trained for "
-            f"the classes of {config.data}: give others, or --weights none", BadModel)  # fmt: skip
+    if not trained and config.weights != "none":
+        raise BadModel(
+            f"{config.model} with weights {config.weights!r} is not trained for "
+            f"the classes of {config.data}: give others, or --weights none"
+        )
     networks = [one.model.to(where).eval() for one in loaded]
     told = partial(_told, retry=partial(_retry, config, out), echo=echo)
-    settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
-                "options": as_options(config.options)}  # fmt: skip
+    settings = {
+        **asdict(config),
+        "image_size": data.image_size,
+        "device": str(where),
+        "options": as_options(config.options),
+    }
     blank = Record("frontier", _command(settings), settings, {}, this_machine(where), commit())
     choosing = ("methods", "speedups", "repeated", "seeds")
     rows = Rows(blank, out, selecting=choosing, hours=hours, shared=True)
@@ -134,8 +147,16 @@ def record_frontier(
     budget = Budget(config.tuned_at, data.image_size, config.latency_batch, config.runtime, config.precision)
 
     def effort(seed: int, tuning: dict[str, Any]) -> Effort:
-        return Effort(config.seconds, search_lr=config.search_lr, batch_size=config.batch_size, seed=seed,
-                      distil=trained, pretrained=trained, lr=tuning["lr"], recipe=tuning["recipe"])  # fmt: skip
+        return Effort(
+            config.seconds,
+            search_lr=config.search_lr,
+            batch_size=config.batch_size,
+            seed=seed,
+            distil=trained,
+            pretrained=trained,
+            lr=tuning["lr"],
+            recipe=tuning["recipe"],
+        )
 
     def made(method: str, speedup: float, seed: int, tuning: dict[str, Any], on: Data) -> dict[str, Any]:
         return point(method, networks[seed], on, replace(budget, speedup=speedup), effort(seed, tuning))
@@ -173,13 +194,17 @@ def record_frontier(
 
 def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort) -> dict[str, Any]:
     """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
-    require(method in METHODS, nearest("method", method, METHODS))
+    if method not in METHODS:
+        raise BadConfig(nearest("method", method, METHODS))
     done = METHODS[method](model, data, budget, effort)
     timing = replace(budget, rounds=2 * budget.rounds).steady(model, done.model)
     return {
-        "accuracy": evaluate(done.model, data.val), **_size(done.model, data), **latency(timing, budget.speedup),
-        "seconds": sum(done.record["seconds"].values()), "found": done.record,
-    }  # fmt: skip
+        "accuracy": evaluate(done.model, data.val),
+        **_size(done.model, data),
+        **latency(timing, budget.speedup),
+        "seconds": sum(done.record["seconds"].values()),
+        "found": done.record,
+    }
 
 
 def _made_with(make: Make, tuning: dict[str, Any]) -> dict[str, Any]:
@@ -203,9 +228,7 @@ def _work(rows: Rows, tasks: Iterable[Task], told: Callable[[dict[str, Any]], ob
         waiting = left
 
 
-def _told(
-    row: Mapping[str, Any], retry: Callable[[Mapping[str, Any]], str], echo: Callable[[str], object]
-) -> None:  # fmt: skip
+def _told(row: Mapping[str, Any], retry: Callable[[Mapping[str, Any]], str], echo: Callable[[str], object]) -> None:
     names = ("way", "method", "speedup", "seed", "tried_at", "recipe", "lr")
     what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
     if "error" in row:
@@ -223,8 +246,9 @@ def _told(
 def _retry(config: Frontier, out: Path | None, row: Mapping[str, Any]) -> str:
     """The command that makes a row of a method again: a point, with those of other seeds; a trial, with all points."""
     only: dict[str, Any] = {
-        "methods": (row["method"],), "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
-    }  # fmt: skip
+        "methods": (row["method"],),
+        "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
+    }
     only["repeated"] = tuple(s for s in config.repeated if s in only["speedups"])
     if config.repeated and not only["repeated"]:
         only["seeds"] = 1
@@ -237,7 +261,12 @@ def _size(model: nn.Module, data: Data) -> dict[str, int]:
 
 
 def _command(config: Mapping[str, Any], out: Path | None = None) -> str:
-    names = {"methods": "method", "speedups": "speedup", "lrs": "lr", "gentle_lrs": "gentle_lr",
-             "options": "model_option"}  # fmt: skip
+    names = {
+        "methods": "method",
+        "speedups": "speedup",
+        "lrs": "lr",
+        "gentle_lrs": "gentle_lr",
+        "options": "model_option",
+    }
     given = {names.get(key, key): value for key, value in config.items() if value is not None}
     return f"dslib bench frontier {as_words({**given, **({} if out is None else {'out': out})})}"

@@ -66,10 +66,14 @@ def record_fuzz(cases: int, seed: int) -> Record:
     """`fuzz_merge` as a record."""
     tally = fuzz_merge(cases, seed)
     values = {
-        "cases": tally.cases, "failures": len(tally.failures), "failed": tally.failures[:20],
-        "worst_relative_error_float64": tally.worst64, "worst_relative_error_float32": tally.worst32,
-        "exact_border_cases": tally.exact, "exact_border_refused": tally.refused,
-    }  # fmt: skip
+        "cases": tally.cases,
+        "failures": len(tally.failures),
+        "failed": tally.failures[:20],
+        "worst_relative_error_float64": tally.worst64,
+        "worst_relative_error_float32": tally.worst32,
+        "exact_border_cases": tally.exact,
+        "exact_border_refused": tally.refused,
+    }
     command = f"dslib bench merge --cases {cases} --seed {seed}"
     return Record("merge", command, {"cases": cases, "seed": seed}, values, this_machine(), commit())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..calibrating import Calibrate
 from ..data.datasets import load_data
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import peak_memory_gib, this_machine
 from ..models.networks import load_model
 from ..ranking import rank
@@ -27,9 +27,15 @@ INGREDIENTS: dict[str, dict[str, Any]] = {
 
 
 def record_ingredients(
-    model: str, data: str, image_size: int | None = None, count: int = 2048, rank_count: int = 512,
-    ks: tuple[int, ...] = (9, 5), counts: tuple[int, ...] = (16, 64, 256, 1024, 4096), seeds: int = 2,
-) -> Record:  # fmt: skip
+    model: str,
+    data: str,
+    image_size: int | None = None,
+    count: int = 2048,
+    rank_count: int = 512,
+    ks: tuple[int, ...] = (9, 5),
+    counts: tuple[int, ...] = (16, 64, 256, 1024, 4096),
+    seeds: int = 2,
+) -> Record:
     """Calibrate with each ingredient added in turn, with several seeds, and with few and many images.
 
     Accuracies are for the report only, nothing is chosen by them.
@@ -43,8 +49,10 @@ def record_ingredients(
         counts: other numbers of images, tried on the ranking's first mask.
         seeds: how many; each chooses images and positions anew.
     """
-    require(min(count, rank_count, seeds, *counts) > 0, "expected one or more images and seeds")
-    require(bool(ks), "ks: expected one or more numbers of sites to keep, found none")
+    if not min(count, rank_count, seeds, *counts) > 0:
+        raise BadConfig("expected one or more images and seeds")
+    if not ks:
+        raise BadConfig("ks: expected one or more numbers of sites to keep, found none")
     loaded = load_data(data, image_size)
     network = load_model(model, loaded.classes, "default").model
     network.eval()
@@ -68,8 +76,14 @@ def record_ingredients(
         rows.append({"mask": name, "images": images, "seed": seed, "ingredients": added, **row})
     values = {"rows": rows, "val_images": len(loaded.val), "peak_memory_gib": peak_memory_gib()}
     settings = {
-        "model": model, "data": data, "image_size": loaded.image_size, "count": count, "rank_count": rank_count,
-        "k": ks, "images": counts, "seeds": seeds,
-    }  # fmt: skip
+        "model": model,
+        "data": data,
+        "image_size": loaded.image_size,
+        "count": count,
+        "rank_count": rank_count,
+        "k": ks,
+        "images": counts,
+        "seeds": seeds,
+    }
     command = f"dslib bench ingredients {as_words(settings)}"
     return Record("ingredients", command, settings, values, this_machine(), commit())

@@ -15,7 +15,7 @@ import torch
 from ..calibrating import Calibrate
 from ..data.datasets import Data, load_data
 from ..data.splits import Split
-from ..errors import BadModel, require
+from ..errors import BadConfig, BadModel
 from ..measuring.devices import pick_device, this_machine
 from ..models.networks import load_model
 from ..models.weights import save_tensors
@@ -62,16 +62,21 @@ class Widths:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(min(self.seeds, self.count, self.batch_size) > 0, "expected one or more of each")
-        require(bool(self.widths) and min(self.widths) > 0, f"widths: expected more than 0, found {self.widths}")
+        if not min(self.seeds, self.count, self.batch_size) > 0:
+            raise BadConfig("expected one or more of each")
+        if not (bool(self.widths) and min(self.widths) > 0):
+            raise BadConfig(f"widths: expected more than 0, found {self.widths}")
         good = bool(self.shares) and all(0 < share <= 1 for share in self.shares)
-        require(good, f"shares: expected more than 0, 1 at most, found {self.shares}")
+        if not good:
+            raise BadConfig(f"shares: expected more than 0, 1 at most, found {self.shares}")
 
 
 def record_joint(
-    widths: Widths | None = None, hours: float | None = None, out: Path | None = None,
+    widths: Widths | None = None,
+    hours: float | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Each width's best plan at each budget; which width to take is chosen on training images (`chosen`).
 
     Args:
@@ -83,8 +88,12 @@ def record_joint(
     config = widths or Widths()
     data, held = hold_back(load_data(config.data, config.image_size), config.count)
     where = pick_device(config.device)
-    settings = {**asdict(config), "image_size": data.image_size, "device": str(where),
-                "options": as_options(config.options)}  # fmt: skip
+    settings = {
+        **asdict(config),
+        "image_size": data.image_size,
+        "device": str(where),
+        "options": as_options(config.options),
+    }
     blank = Record("joint", _command(settings), settings, {}, this_machine(where), commit())
     rows = Rows(blank, out, idle=True, selecting=("shares", "seeds"), hours=hours)
     with tempfile.TemporaryDirectory() as beside:
@@ -134,10 +143,15 @@ def behind(rows: pd.DataFrame, by: str = "held_finetuned") -> pd.DataFrame:
     own = chosen(rows, by).groupby("share")["accuracy"].agg(["mean", "std"])
     each = rows.groupby(["share", "width"])["accuracy"].agg(["mean", "std"])
     best = each.loc[each.groupby("share")["mean"].idxmax()].reset_index("width")
-    return pd.DataFrame({
-        "chosen": own["mean"], "best width": best["width"], "best": best["mean"], "behind": best["mean"] - own["mean"],
-        "spread": pd.concat([own["std"], best["std"]], axis=1).max(axis=1),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "chosen": own["mean"],
+            "best width": best["width"],
+            "best": best["mean"],
+            "behind": best["mean"] - own["mean"],
+            "spread": pd.concat([own["std"], best["std"]], axis=1).max(axis=1),
+        }
+    )
 
 
 def results(record: Record) -> pd.DataFrame:
@@ -183,8 +197,11 @@ class _Network:
         echo: Callable[[str], object],
     ) -> None:
         self.config, self.width, self.data, self.held, self.rows = config, width, data, held, rows
-        require(path.is_file(), f"{path}: expected the weights that the record's row is of, found none: remove the "
-                "record, or give another file", BadModel)  # fmt: skip
+        if not path.is_file():
+            raise BadModel(
+                f"{path}: expected the weights that the record's row is of, found none: remove the "
+                "record, or give another file"
+            )
         self.network = load_model(config.model, data.classes, str(path), _options(config, width)).model.to(where).eval()
         self.sites = find_sites(self.network, data.image_size)
         profiled = partial(profile, self.network, self.sites, config.batch_size, runtime=config.runtime)
@@ -220,5 +237,7 @@ class _Network:
         best = Plan(self.sites.mask(set(self.sites.names) - set(row["removed"])), row["runs"], row.get("dropped", ()))
         time = partial(timed, self.network, best, self.cost, self.config.runtime, widest.network)
         row = {**self.rows.add({"timed": row["plan"], "width": self.width}, time, short=True), **row}
-        return (f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
-                f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip
+        return (
+            f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
+            f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}"
+        )

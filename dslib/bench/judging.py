@@ -27,9 +27,14 @@ ROUNDS = 21  # of each timing
 
 
 def judge(
-    network: nn.Module, chosen: Plan, data: Data, cost: CostTable, config: Finetune, images: Split,
+    network: nn.Module,
+    chosen: Plan,
+    data: Data,
+    cost: CostTable,
+    config: Finetune,
+    images: Split,
     held: Split | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A row about a plan.
 
     Args:
@@ -46,14 +51,25 @@ def judge(
     small = calibrate(network, chosen, images, Calibrate(seed=config.seed), progress=False).model
     done = finetune(small, data, network, config).model
     return {
-        "plan": str(chosen), "removed": list(chosen.mask.removed), "runs": chosen.runs, "dropped": chosen.dropped,
+        "plan": str(chosen),
+        "removed": list(chosen.mask.removed),
+        "runs": chosen.runs,
+        "dropped": chosen.dropped,
         "k": chosen.mask.k,
         "predicted_ms": cost.predict(chosen, merged=True),
-        **({} if held is None else {"held_accuracy": evaluate(small, held), "held_loss": loss_on(small, held),
-                                    "held_finetuned": evaluate(done, held)}),
-        "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done, data.val),
+        **(
+            {}
+            if held is None
+            else {
+                "held_accuracy": evaluate(small, held),
+                "held_loss": loss_on(small, held),
+                "held_finetuned": evaluate(done, held),
+            }
+        ),
+        "accuracy_before": evaluate(small, data.val),
+        "accuracy": evaluate(done, data.val),
         "seconds": time.perf_counter() - began,
-    }  # fmt: skip
+    }
 
 
 def quiet(measured: Callable[[], CostTable], echo: Callable[[str], object]) -> CostTable:
@@ -68,7 +84,7 @@ def quiet(measured: Callable[[], CostTable], echo: Callable[[str], object]) -> C
 
 def timed(
     network: nn.Module, chosen: Plan, cost: CostTable, runtime: str, over: nn.Module | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """How many times as fast the merged network is as the original, or `over` another; weights do not matter.
 
     In turns, at the costs' batch size, BatchNorm folded on both sides.

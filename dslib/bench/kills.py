@@ -13,17 +13,41 @@ from typing import Any
 
 import torch
 
-from ..errors import DslibError, require
+from ..errors import BadConfig, DslibError
 from ..measuring.devices import this_machine
 from ..models.weights import load_tensors
 from ..records import Record, as_words, commit, read_json
 
-NETWORK = ("--data", "digits", "--model", "mobilenet_v2",
-           "--model-option", "width_mult=0.1", "--weights", "none", "--k", "8",
-           "--pretrain-epochs", "6", "--pretrain-lr", "0.4", "--pretrain-batch-size", "64",
-           "--search-save-minutes", "0.005",
-           "--finetune-save-minutes", "0.005", "--pretrain-save-minutes", "0.005",
-           "--rounds", "1", "--batch-size", "2", "--device", "cpu")  # fmt: skip
+NETWORK = (
+    "--data",
+    "digits",
+    "--model",
+    "mobilenet_v2",
+    "--model-option",
+    "width_mult=0.1",
+    "--weights",
+    "none",
+    "--k",
+    "8",
+    "--pretrain-epochs",
+    "6",
+    "--pretrain-lr",
+    "0.4",
+    "--pretrain-batch-size",
+    "64",
+    "--search-save-minutes",
+    "0.005",
+    "--finetune-save-minutes",
+    "0.005",
+    "--pretrain-save-minutes",
+    "0.005",
+    "--rounds",
+    "1",
+    "--batch-size",
+    "2",
+    "--device",
+    "cpu",
+)
 BEGINNING = 1.0  # seconds before a training makes its first step
 COMMAND = (sys.executable, "-c", "from dslib.cli.verbs import main; main()")
 
@@ -43,7 +67,8 @@ def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callabl
     Raises:
         DslibError: if anything differs; the record is not made.
     """
-    require(kills > 0, f"kills: expected 1 or more, found {kills}")
+    if not kills > 0:
+        raise BadConfig(f"kills: expected 1 or more, found {kills}")
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -64,11 +89,14 @@ def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callabl
             hits.append(_kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest)))
             echo(f"kill {len(hits)}: {hits[-1]}")
         _to_the_end([*words, "--out", str(killed)])
-        differ = [f"the weights in {part}" for part in ("shrunk.safetensors", "merged.safetensors")
-                  if not _equal(whole / part, killed / part)]  # fmt: skip
+        differ = [
+            f"the weights in {part}"
+            for part in ("shrunk.safetensors", "merged.safetensors")
+            if not _equal(whole / part, killed / part)
+        ]
         differ += ["what was learnt"] if _learnt(whole) != _learnt(killed) else []
-    require(not differ, f"after {kills} kills a run differs from one that was not killed: {', '.join(differ)}",
-            DslibError)  # fmt: skip
+    if differ:
+        raise DslibError(f"after {kills} kills a run differs from one that was not killed: {', '.join(differ)}")
     settings = {"kills": kills, "seed": seed, "epochs": epochs}
     found = {f"in_{at}": sum(hit["training"] == at for hit in hits) for at in ("search", "finetune")}
     values = {"kills": kills, **found, "hits": hits, "bit_for_bit": not differ, "uninterrupted_s": seconds}

@@ -10,7 +10,7 @@ import torch
 
 from ..algebra.blocks import in_channels
 from ..calibrating import calibrate
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import peak_memory_gib, this_machine
 from ..models.networks import load_model
 from ..records import Record, as_words, commit
@@ -26,10 +26,10 @@ def record_memory(model: str = "mobilenet_v2", image_size: int = 128, count: int
         count: images.
         last: how many of the network's last mergeable sites are removed; the last ones are its widest.
     """
-    require(min(count, last) > 0, f"expected one or more images and sites, found {count} and {last}")
-    require(
-        peak_memory_gib() is not None, "this system does not say how much memory a process takes: use Linux or macOS"
-    )
+    if not min(count, last) > 0:
+        raise BadConfig(f"expected one or more images and sites, found {count} and {last}")
+    if peak_memory_gib() is None:
+        raise BadConfig("this system does not say how much memory a process takes: use Linux or macOS")
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process begins with no memory but its own
         values = pool.apply(_calibrate, (model, image_size, count, last))
     settings = {"model": model, "image_size": image_size, "count": count, "last": last}
@@ -46,6 +46,9 @@ def _calibrate(model: str, image_size: int, count: int, last: int) -> dict[str, 
     before, started = peak_memory_gib(), time.perf_counter()
     calibrate(network, mask, images, progress=False)
     return {
-        "removed": list(mask.removed), "seconds": time.perf_counter() - started, "images_gib": images.nbytes / 2**30,
-        "peak_memory_before_gib": before, "peak_memory_gib": peak_memory_gib(),
-    }  # fmt: skip
+        "removed": list(mask.removed),
+        "seconds": time.perf_counter() - started,
+        "images_gib": images.nbytes / 2**30,
+        "peak_memory_before_gib": before,
+        "peak_memory_gib": peak_memory_gib(),
+    }

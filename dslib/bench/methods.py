@@ -15,7 +15,7 @@ from torch import nn
 from ..baselines.rivals import RIVALS, masks_of, within
 from ..calibrating import Calibrate
 from ..data.datasets import Data, load_data
-from ..errors import BadModel, require
+from ..errors import BadConfig, BadModel
 from ..measuring.devices import pick_device, this_machine
 from ..models.networks import load_model
 from ..planning import plan
@@ -72,15 +72,20 @@ class Matrix:
     def __post_init__(self) -> None:
         """Check the ranges."""
         unknown = [method for method in self.methods if method not in METHODS]
-        require(not unknown, f"methods: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
-        require(min(self.seeds, self.count, self.rank_count, self.batch_size) > 0, "expected one or more of each")
-        require(all(speedup > 1 for speedup in self.speedups), f"speedups: expected more than 1, found {self.speedups}")
+        if unknown:
+            raise BadConfig(f"methods: expected some of {', '.join(METHODS)}, found {', '.join(unknown)}")
+        if not min(self.seeds, self.count, self.rank_count, self.batch_size) > 0:
+            raise BadConfig("expected one or more of each")
+        if not all(speedup > 1 for speedup in self.speedups):
+            raise BadConfig(f"speedups: expected more than 1, found {self.speedups}")
 
 
 def record_methods(
-    matrix: Matrix | None = None, hours: float | None = None, out: Path | None = None,
+    matrix: Matrix | None = None,
+    hours: float | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Each method's plan at each budget, calibrated and finetuned alike; and how quick each plan is, in turns with the
     original. Budgets are met as predicted from one cost table; what counts is what is measured.
 
@@ -94,19 +99,33 @@ def record_methods(
     loaded = load_data(matrix.data, matrix.image_size)
     where = pick_device(matrix.device)
     network, trained = load_model(matrix.model, loaded.classes, matrix.weights, matrix.options)
-    require(trained, f"{matrix.model} with weights {matrix.weights!r} is not trained for {matrix.data}: give weights "
-            "that are", BadModel)  # fmt: skip
+    if not trained:
+        raise BadModel(
+            f"{matrix.model} with weights {matrix.weights!r} is not trained for {matrix.data}: give weights that are"
+        )
     network = network.to(where).eval()
     sites = find_sites(network, loaded.image_size)
-    config = {**asdict(matrix), "image_size": loaded.image_size, "device": str(where),
-              "options": as_options(matrix.options)}  # fmt: skip
+    config = {
+        **asdict(matrix),
+        "image_size": loaded.image_size,
+        "device": str(where),
+        "options": as_options(matrix.options),
+    }
     blank = Record("methods", _command(config), config, {}, this_machine(where), commit())
     rows = Rows(blank, out, idle=True, selecting=("methods", "speedups", "seeds"), hours=hours)
-    cost = rows.add({"cost": matrix.runtime}, lambda: {
-        "table": asdict(quiet(partial(profile, network, sites, matrix.batch_size, runtime=matrix.runtime,
-                                      longest=LONGEST), echo)),
-        "original": evaluate(network, loaded.val), "val_images": len(loaded.val),
-    }, short=True)  # fmt: skip
+    cost = rows.add(
+        {"cost": matrix.runtime},
+        lambda: {
+            "table": asdict(
+                quiet(
+                    partial(profile, network, sites, matrix.batch_size, runtime=matrix.runtime, longest=LONGEST), echo
+                )
+            ),
+            "original": evaluate(network, loaded.val),
+            "val_images": len(loaded.val),
+        },
+        short=True,
+    )
     compared = _Compared(matrix, network, loaded, sites, CostTable(**cost["table"]))
     for seed in range(matrix.seeds):
         for method in matrix.methods:
@@ -187,11 +206,14 @@ def over_random(found: pd.DataFrame, method: str = "planner") -> pd.DataFrame:
     """
     each = found.groupby(["method", "speedup"])["accuracy"].agg(["mean", "sem", "size"])
     mine, chance = each.loc[method], each.loc["random"]
-    return pd.DataFrame({
-        "difference": mine["mean"] - chance["mean"],
-        "standard_error": (mine["sem"] ** 2 + chance["sem"] ** 2) ** 0.5,
-        "networks": mine["size"], "random networks": chance["size"],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "difference": mine["mean"] - chance["mean"],
+            "standard_error": (mine["sem"] ** 2 + chance["sem"] ** 2) ** 0.5,
+            "networks": mine["size"],
+            "random networks": chance["size"],
+        }
+    )
 
 
 def _command(config: dict[str, Any]) -> str:
@@ -203,5 +225,7 @@ def _say(row: dict[str, Any]) -> str:
     point = f"{row['method']}, {row['speedup']:g} times, seed {row['seed']}"
     if "accuracy" not in row:
         return f"{point}: {row.get('error', 'not begun')}"
-    return (f"{point}: {len(row['removed'])} removed, {row['measured_speedup']:.2f} times as fast, accuracy "
-            f"{row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}")  # fmt: skip
+    return (
+        f"{point}: {len(row['removed'])} removed, {row['measured_speedup']:.2f} times as fast, accuracy "
+        f"{row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}"
+    )

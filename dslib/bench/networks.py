@@ -14,7 +14,7 @@ from torch import nn
 
 from ..calibrating import Calibrate, calibrate
 from ..data.datasets import load_data
-from ..errors import BadModel, require
+from ..errors import BadConfig, BadModel
 from ..measuring.dense import dense
 from ..measuring.devices import this_machine
 from ..measuring.latency import count_macs, count_parameters, measure
@@ -31,11 +31,19 @@ DENSE = "dense counterpart"
 
 
 def record_networks(
-    folder: Path = Path("data/networks"), model: str = "mobilenet_v2", data: str = "imagenette", image_size: int = 128,
-    ks: tuple[int, ...] = (8,), speedups: tuple[float, ...] = (1.5,), planned_on: str = "onnxruntime",
-    count: int = 2048, rank_count: int = 512, batch_size: int = 1,
-    runtimes: tuple[str, ...] = ("eager", "onnxruntime", "openvino"), echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+    folder: Path = Path("data/networks"),
+    model: str = "mobilenet_v2",
+    data: str = "imagenette",
+    image_size: int = 128,
+    ks: tuple[int, ...] = (8,),
+    speedups: tuple[float, ...] = (1.5,),
+    planned_on: str = "onnxruntime",
+    count: int = 2048,
+    rank_count: int = 512,
+    batch_size: int = 1,
+    runtimes: tuple[str, ...] = ("eager", "onnxruntime", "openvino"),
+    echo: Callable[[str], object] = print,
+) -> Record:
     """A pretrained network and what calibration makes of it without labels, in half precision; and how fast they are.
 
     Accuracies are those of the files: loaded again, on the validation split. Networks that stand in the folder are
@@ -55,12 +63,14 @@ def record_networks(
     """
     loaded = load_data(data, image_size)
     found = load_model(model, loaded.classes, "default")
-    require(found.trained, f"{model} is not trained for the classes of {data}: choose others", BadModel)
+    if not found.trained:
+        raise BadModel(f"{model} is not trained for the classes of {data}: choose others")
     network = found.model.eval()
     sites, images = find_sites(network, image_size), loaded.train.first(count)
     for k in ks:
         sites.check_k(k)
-    require(min(speedups, default=2) > 1, f"speedups: expected more than 1, found {speedups}")
+    if not min(speedups, default=2) > 1:
+        raise BadConfig(f"speedups: expected more than 1, found {speedups}")
     recipe = Recipe(model, tuple(loaded.classes), image_size)
     _kept(folder / "original", lambda: (network, recipe))
 
@@ -86,11 +96,19 @@ def record_networks(
     for name in ("original", *makers):
         networks[name], made = load(folder / name, model)
         same = (made.model, made.classes, made.image_size) == (model, recipe.classes, image_size)
-        require(same, f"{folder / name}.json is of {made.model} at {made.image_size} px: give another folder")
+        if not same:
+            raise BadConfig(f"{folder / name}.json is of {made.model} at {made.image_size} px: give another folder")
         removed = [] if made.mask is None else [site for site, on in made.mask.items() if not on]
-        rows.append({"network": name, "accuracy": evaluate(networks[name], loaded.val), "removed": removed,
-                     "dropped": list(made.dropped), "macs": count_macs(networks[name], (3, image_size, image_size)),
-                     "parameters": count_parameters(networks[name])})  # fmt: skip
+        rows.append(
+            {
+                "network": name,
+                "accuracy": evaluate(networks[name], loaded.val),
+                "removed": removed,
+                "dropped": list(made.dropped),
+                "macs": count_macs(networks[name], (3, image_size, image_size)),
+                "parameters": count_parameters(networks[name]),
+            }
+        )
         echo(f"{name}: accuracy {rows[-1]['accuracy']:.2%}, {rows[-1]['parameters']:,} parameters")
     networks[DENSE] = dense(network, sites).model
     timings = []
@@ -98,14 +116,31 @@ def record_networks(
         timing = measure(networks, torch.randn(batch_size, 3, image_size, image_size), 41, runtime=runtime)
         for name in networks:
             ratio, low, high = timing.speedup(name, over="original")
-            timings.append({"network": name, "runtime": timing.runtime, "ms": timing.median(name), "speedup": ratio,
-                            "q25": low, "q75": high, "busy": timing.busy})  # fmt: skip
+            timings.append(
+                {
+                    "network": name,
+                    "runtime": timing.runtime,
+                    "ms": timing.median(name),
+                    "speedup": ratio,
+                    "q25": low,
+                    "q75": high,
+                    "busy": timing.busy,
+                }
+            )
             echo(f"{name}: {ratio:.2f} times as fast as the original on {timing.runtime}")
     settings = {
-        "folder": str(folder), "model": model, "data": data, "image_size": image_size, "k": ks, "speedup": speedups,
-        "planned_on": planned_on, "count": count, "rank_count": rank_count, "batch_size": batch_size,
+        "folder": str(folder),
+        "model": model,
+        "data": data,
+        "image_size": image_size,
+        "k": ks,
+        "speedup": speedups,
+        "planned_on": planned_on,
+        "count": count,
+        "rank_count": rank_count,
+        "batch_size": batch_size,
         "runtime": runtimes,
-    }  # fmt: skip
+    }
     command = f"dslib bench networks {as_words(settings)}"
     return Record("networks", command, settings, {"rows": rows, "timings": timings}, this_machine(), commit())
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.datasets import load_data
 from ..data.splits import Split, normalise
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import Others, pick_device, this_machine, tune_allocator, wait_for
 from ..measuring.latency import Timing
 from ..measuring.runtimes import use_precision
@@ -44,14 +44,17 @@ def record_overhead(
         rounds: steps of each that are measured.
         device: to measure.
     """
-    require(rounds > 0 and batch_size > 1, f"expected rounds, and two images or more, found {rounds} and {batch_size}")
+    if not (rounds > 0 and batch_size > 1):
+        raise BadConfig(f"expected rounds, and two images or more, found {rounds} and {batch_size}")
     where = pick_device(device)
     tune_allocator()
     loaded = load_data(data)
     split, steps = loaded.train, rounds + WARMUP + 1
-    require(isinstance(split, Split), f"data: expected images that fit into memory, {data} is read from disk")
+    if not isinstance(split, Split):
+        raise BadConfig(f"data: expected images that fit into memory, {data} is read from disk")
     assert isinstance(split, Split)
-    require(len(split) >= steps * batch_size, f"expected {steps} batches, found {len(split)} images in {data}")
+    if not len(split) >= steps * batch_size:
+        raise BadConfig(f"expected {steps} batches, found {len(split)} images in {data}")
     config = Train(epochs=1, lr=0.01, batch_size=batch_size, augment=False)
     own, bare = (load_model(model, loaded.classes).model.to(where, memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
     hand = _bare_steps(bare.train(), split, config, where)
@@ -74,11 +77,23 @@ def record_overhead(
     others = Others()
     with use_precision(None), contextlib.suppress(Enough):
         train(own, loaded, cross_entropy(config.label_smoothing), config, before_step=between, log=Log(steps=steps))
-    timing = Timing({name: np.array(values[WARMUP:]) for name, values in ms.items()}, batch_size, str(where),
-                    "eager, channels_last, float32", others.cores())  # fmt: skip
+    timing = Timing(
+        {name: np.array(values[WARMUP:]) for name, values in ms.items()},
+        batch_size,
+        str(where),
+        "eager, channels_last, float32",
+        others.cores(),
+    )
     ratio, low, high = timing.speedup("bare", over="dslib")
-    values = {"networks": timing.frame.T.to_dict(), "dslib_over_bare": ratio, "q25": low, "q75": high,
-              "busy": timing.busy, "others": timing.others, "runtime": timing.runtime}  # fmt: skip
+    values = {
+        "networks": timing.frame.T.to_dict(),
+        "dslib_over_bare": ratio,
+        "q25": low,
+        "q75": high,
+        "busy": timing.busy,
+        "others": timing.others,
+        "runtime": timing.runtime,
+    }
     settings = {"model": model, "data": data, "batch_size": batch_size, "rounds": rounds, "device": str(where)}
     command = f"dslib bench overhead {as_words(settings)}"
     return Record("overhead", command, settings, values, this_machine(where), commit())
@@ -88,9 +103,7 @@ def _bare_steps(model: nn.Module, split: Split, config: Train, device: torch.dev
     """A loop as one would write it for this network alone; each item is a step's loss."""
     decayed, rest = ([p for p in model.parameters() if (p.ndim > 1) == two] for two in (True, False))
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": rest}]
-    optimizer = torch.optim.SGD(
-        groups, config.lr * config.batch_size / 256, config.momentum, nesterov=True,
-    )  # fmt: skip
+    optimizer = torch.optim.SGD(groups, config.lr * config.batch_size / 256, config.momentum, nesterov=True)
     held, labelled = resident(split, device), split.labels.to(device)
     for epoch in itertools.count():
         order = torch.randperm(len(split), generator=torch.Generator().manual_seed(epoch))

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import this_machine
 from ..planning import pareto, plan
 from ..profiling import CostTable
@@ -25,7 +25,8 @@ def record_planner(sites: int = 50, budgets: int = 1000, instances: int = 20, se
         instances: how many random networks.
         seed: of them.
     """
-    require(min(sites, budgets, instances) > 0, "expected one or more of each")
+    if not min(sites, budgets, instances) > 0:
+        raise BadConfig("expected one or more of each")
     rng, rows = random.Random(seed), []
     for _ in range(instances):
         found, cost = _random(sites, rng)
@@ -36,10 +37,15 @@ def record_planner(sites: int = 50, budgets: int = 1000, instances: int = 20, se
         all_budgets = time.perf_counter() - began
         began = time.perf_counter()
         one = plan(found, cost, float(latencies[budgets // 2]))
-        rows.append({
-            "plans": len(front), "distinct": len(set(within.tolist())), "all_budgets_s": all_budgets,
-            "one_budget_s": time.perf_counter() - began, "removed": len(one.mask.removed),
-        })  # fmt: skip
+        rows.append(
+            {
+                "plans": len(front),
+                "distinct": len(set(within.tolist())),
+                "all_budgets_s": all_budgets,
+                "one_budget_s": time.perf_counter() - began,
+                "removed": len(one.mask.removed),
+            }
+        )
     settings = {"sites": sites, "budgets": budgets, "instances": instances, "seed": seed}
     seconds = np.percentile([row["all_budgets_s"] for row in rows], [0, 50, 100]).tolist()
     values = {"all_budgets_s": dict(zip(("least", "median", "most"), seconds, strict=True)), "rows": rows}
@@ -49,8 +55,13 @@ def record_planner(sites: int = 50, budgets: int = 1000, instances: int = 20, se
 def _random(sites: int, rng: random.Random) -> tuple[Found, CostTable]:
     names = [f"site{i}" for i in range(sites)]
     runs = ["+".join(pair) for pair in pairwise(names)]
-    found = Found({name: rng.random() for name in names}, (), tuple(names), unit="nats of cross-entropy",
-                  runs={run: 2 * rng.random() for run in runs})  # fmt: skip
+    found = Found(
+        {name: rng.random() for name in names},
+        (),
+        tuple(names),
+        unit="nats of cross-entropy",
+        runs={run: 2 * rng.random() for run in runs},
+    )
     kept = {name: 1 + rng.random() for name in names}
     merged = {name: kept[name] * rng.uniform(0.3, 1.1) for name in names}
     joined = {run: sum(merged[name] for name in run.split("+")) * rng.uniform(0.4, 1.0) for run in runs}

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..algebra.blocks import in_channels
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import pick_device, this_machine
 from ..measuring.latency import measure
 from ..merging import merge
@@ -21,9 +21,15 @@ from ..sites import find_sites
 
 
 def record_prediction(
-    model: str, image_size: int = 224, batch_size: int = 8, runtime: str = "eager", device: str = "auto",
-    masks: int = 20, rounds: int = 15, seed: int = 0,
-) -> Record:  # fmt: skip
+    model: str,
+    image_size: int = 224,
+    batch_size: int = 8,
+    runtime: str = "eager",
+    device: str = "auto",
+    masks: int = 20,
+    rounds: int = 15,
+    seed: int = 0,
+) -> Record:
     """Profile a network, then measure it with random masks, each in turns with the original.
 
     The predicted latency of a mask is compared with the profile's latency of the original times the measured ratio
@@ -40,7 +46,8 @@ def record_prediction(
         rounds: measurements of each.
         seed: of the masks.
     """
-    require(masks > 0 and batch_size > 0, f"expected one or more masks and images, found {masks} and {batch_size}")
+    if not (masks > 0 and batch_size > 0):
+        raise BadConfig(f"expected one or more masks and images, found {masks} and {batch_size}")
     where = pick_device(device)
     network = load_model(model).model.to(where)
     network.eval()
@@ -58,17 +65,36 @@ def record_prediction(
         timing = measure({"original": network, "small": small}, images, rounds, runtime=runtime)
         measured = cost.total * timing.median("small") / timing.median("original")
         predicted = cost.predict(mask)
-        rows.append({
-            "removed": removed, "predicted_ms": predicted, "measured_ms": measured, "error": predicted / measured - 1,
-            "median_ms": timing.median("small"), "original_median_ms": timing.median("original"), "busy": timing.busy,
-        })  # fmt: skip
+        rows.append(
+            {
+                "removed": removed,
+                "predicted_ms": predicted,
+                "measured_ms": measured,
+                "error": predicted / measured - 1,
+                "median_ms": timing.median("small"),
+                "original_median_ms": timing.median("original"),
+                "busy": timing.busy,
+            }
+        )
     errors = np.abs([row["error"] for row in rows])
     values = {
-        "total_ms": cost.total, "rows": rows, "median_error": float(np.median(errors)), "largest_error": errors.max(),
-        "runtime": cost.runtime, "measured_batch_size": cost.batch_size,
-    }  # fmt: skip
-    settings = {"model": model, "image_size": image_size, "batch_size": batch_size, "runtime": runtime,
-                "device": str(where), "masks": masks, "rounds": rounds, "seed": seed}  # fmt: skip
+        "total_ms": cost.total,
+        "rows": rows,
+        "median_error": float(np.median(errors)),
+        "largest_error": errors.max(),
+        "runtime": cost.runtime,
+        "measured_batch_size": cost.batch_size,
+    }
+    settings = {
+        "model": model,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "runtime": runtime,
+        "device": str(where),
+        "masks": masks,
+        "rounds": rounds,
+        "seed": seed,
+    }
     return Record(
         "predict", f"dslib bench predict {as_words(settings)}", settings, values, this_machine(where), commit()
     )

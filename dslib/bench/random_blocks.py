@@ -85,8 +85,11 @@ class RandomBlock(nn.Module):
     def _layer(self, c_in: int, stride: tuple[int, int], joined: bool) -> tuple[nn.Sequential, int]:
         """A convolution with what may stand around it."""
         rng = self.rng
-        kernel = rng.choice([(1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (5, 1)] if joined else
-                            [(1, 1), (2, 2), (3, 3), (4, 2), (5, 5), (1, 3)])  # fmt: skip
+        kernel = rng.choice(
+            [(1, 1), (1, 1), (3, 3), (3, 3), (5, 5), (1, 3), (5, 1)]
+            if joined
+            else [(1, 1), (2, 2), (3, 3), (4, 2), (5, 5), (1, 3)]
+        )
         dilation = rng.choice([(1, 1), (1, 1), (2, 2), (1, 2)])
         groups = rng.choice([g for g in (1, 1, 2, 3, c_in) if c_in % g == 0])
         c_out = groups * rng.randint(1, 3)

@@ -17,7 +17,7 @@ from torch import nn
 from ..baselines import Budget
 from ..baselines.rebuilding import rebuilt
 from ..data.datasets import load_data
-from ..errors import BadConfig, BadRecord, require
+from ..errors import BadConfig, BadRecord
 from ..measuring.devices import pick_device, this_machine
 from ..measuring.latency import Timing
 from ..models.networks import load_model
@@ -28,7 +28,7 @@ ROUNDS = 31  # of each network
 
 def record_retimed(
     path: Path, runtime: str | None = None, device: str | None = None, echo: Callable[[str], object] = print
-) -> Record:  # fmt: skip
+) -> Record:
     """The record with the latency of each point measured anew, in turns with the original's; accuracies stay.
 
     A point whose record does not say what is left of the network has no latency then.
@@ -42,22 +42,34 @@ def record_retimed(
         BadConfig: if this process has another number of threads, on a CPU.
     """
     record = Record.load(path)
-    require(record.name == "frontier", f"{path}: expected a record of frontier, found one of {record.name}", BadRecord)
-    config = {**record.config, "runtime": runtime or record.config["runtime"],
-              "device": str(pick_device(device or record.config["device"]))}  # fmt: skip
+    if record.name != "frontier":
+        raise BadRecord(f"{path}: expected a record of frontier, found one of {record.name}")
+    config = {
+        **record.config,
+        "runtime": runtime or record.config["runtime"],
+        "device": str(pick_device(device or record.config["device"])),
+    }
     threads, own = record.machine.get("threads"), torch.get_num_threads()
-    require(config["device"] != "cpu" or threads == own, f"{path}: its budgets were met with {threads} threads, these "
-            f"are {own}: set OMP_NUM_THREADS={threads}", BadConfig)  # fmt: skip
+    if config["device"] == "cpu" and threads != own:
+        raise BadConfig(
+            f"{path}: its budgets were met with {threads} threads, these are {own}: set OMP_NUM_THREADS={threads}"
+        )
     data = load_data(config["data"], config["image_size"])
     options = {name: json.loads(value) for name, _, value in (one.partition("=") for one in config["options"])}
     model = load_model(config["model"], data.classes, options=options).model.to(config["device"]).eval()
     budget = Budget(2.0, data.image_size, config["latency_batch"], config["runtime"], config["precision"], ROUNDS)
-    rows = [_retimed(row, model, budget, echo) if "found" in row and "seed" in row else row
-            for row in record.values["rows"]]  # fmt: skip
+    rows = [
+        _retimed(row, model, budget, echo) if "found" in row and "seed" in row else row for row in record.values["rows"]
+    ]
     words = f"dslib bench retime FRONTIER --runtime {config['runtime']} --device {config['device']}"
     made = record.command.partition("; dslib bench retime ")[0]  # latencies of an earlier time are gone
-    return replace(record, config=config, values={**record.values, "rows": rows}, command=f"{made}; {words}",
-                   machine=this_machine(config["device"]))  # fmt: skip
+    return replace(
+        record,
+        config=config,
+        values={**record.values, "rows": rows},
+        command=f"{made}; {words}",
+        machine=this_machine(config["device"]),
+    )
 
 
 def _retimed(row: dict[str, Any], model: nn.Module, budget: Budget, echo: Callable[[str], object]) -> dict[str, Any]:
@@ -78,9 +90,16 @@ def latency(timing: Timing, asked: float) -> dict[str, Any]:
     `meets` says whether the network is as quick as asked for (2 % short are allowed).
     """
     ratio, low, high = timing.speedup("network", over="original")
-    return {"meets": ratio >= 0.98 * asked, "ms": timing.median("network"), "original_ms": timing.median("original"),
-            "measured_speedup": ratio, "q25": low, "q75": high, "timing_busy": timing.busy,
-            "runtime": timing.runtime}  # fmt: skip
+    return {
+        "meets": ratio >= 0.98 * asked,
+        "ms": timing.median("network"),
+        "original_ms": timing.median("original"),
+        "measured_speedup": ratio,
+        "q25": low,
+        "q75": high,
+        "timing_busy": timing.busy,
+        "runtime": timing.runtime,
+    }
 
 
 LATENCY = ("meets", "ms", "original_ms", "measured_speedup", "q25", "q75", "timing_busy", "runtime")

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import BadConfig, DslibError, first_line, require
+from ..errors import BadConfig, DslibError, first_line
 from ..records import Record
 
 
@@ -34,9 +34,14 @@ class Rows:
     """
 
     def __init__(
-        self, record: Record, out: Path | None, idle: bool = False, selecting: Collection[str] = (),
-        hours: float | None = None, shared: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        record: Record,
+        out: Path | None,
+        idle: bool = False,
+        selecting: Collection[str] = (),
+        hours: float | None = None,
+        shared: bool = False,
+    ) -> None:
         self._locks = _locks(out) if shared and out is not None else None
         self._own = _claimed(out) if not shared and out is not None else None  # until this object goes
         self.record, self._out = replace(record, values={**record.values, "rows": []}), out
@@ -57,18 +62,20 @@ class Rows:
         same = configs[0] == configs[1]
         same &= all(_as_read(getattr(record, part)) == getattr(before, part) for part in ("name", "machine"))
         same &= _as_read({**record.values, "rows": []}) == {**before.values, "rows": []}
-        require(same, f"{out} is a record of other settings or of another machine: give another file", BadConfig)
+        if not same:
+            raise BadConfig(f"{out} is a record of other settings or of another machine: give another file")
         commits = dict.fromkeys([*before.commit.split(", "), record.commit])
         here, there = (_as_read({name: r.config[name] for name in selecting}) for r in (record, before))
         both = _as_read({name: _both(there[name], here[name]) for name in selecting})
         command = f"{before.command}; {record.command}"  # of rows that neither asked for nothing is said
         command = record.command if both == here else before.command if both == there else command
-        self.record = replace(record, config={**record.config, **both}, command=command, values=before.values,
-                              commit=", ".join(commits))  # fmt: skip
+        self.record = replace(
+            record, config={**record.config, **both}, command=command, values=before.values, commit=", ".join(commits)
+        )
 
     def add(
         self, key: dict[str, Any], make: Callable[[], dict[str, Any]], keep_errors: bool = False, short: bool = False
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """The row with this key: as it stands, or made and saved at once.
 
         Args:
@@ -123,8 +130,9 @@ class Rows:
     def find(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row with this key, if it stands there and is not to be made again."""
         self._catch_up()
-        rows = (row for row in self.record.values["rows"]
-                if "error" not in row and not (self._idle and row.get("busy")))  # fmt: skip
+        rows = (
+            row for row in self.record.values["rows"] if "error" not in row and not (self._idle and row.get("busy"))
+        )
         return next((row for row in rows if row.items() >= _as_read(key).items()), None)
 
     def failed(self, key: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from ..calibrating import calibrate
 from ..data.datasets import load_data
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import this_machine
 from ..models.networks import load_model
 from ..profiling import CostTable, profile
@@ -32,10 +32,16 @@ WEIGHTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def record_sign(
-    weights: tuple[float, ...] = WEIGHTS, seeds: int = 3, k: int = 8, epochs: int = 3, model: str = "mobilenet_v2",
-    options: Mapping[str, Any] | None = None, accuracies: bool = True, out: Path | None = None,
+    weights: tuple[float, ...] = WEIGHTS,
+    seeds: int = 3,
+    k: int = 8,
+    epochs: int = 3,
+    model: str = "mobilenet_v2",
+    options: Mapping[str, Any] | None = None,
+    accuracies: bool = True,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Searches of one network, trained from nothing on the embedded digits, over latency weights and seeds, on the CPU.
 
     Args:
@@ -48,16 +54,29 @@ def record_sign(
         out: the record's file; rows that stand there are not made again.
         echo: is told the outcome.
     """
-    require(seeds > 0 and len(weights) > 1, f"expected seeds and two weights or more, found {seeds} and {weights}")
+    if not (seeds > 0 and len(weights) > 1):
+        raise BadConfig(f"expected seeds and two weights or more, found {seeds} and {weights}")
     data = load_data("digits")
-    settings = {"weight": weights, "seeds": seeds, "k": k, "epochs": epochs, "model": model,
-                "model_option": as_options(options)}  # fmt: skip
+    settings = {
+        "weight": weights,
+        "seeds": seeds,
+        "k": k,
+        "epochs": epochs,
+        "model": model,
+        "model_option": as_options(options),
+    }
     command = f"dslib bench sign {as_words(settings)}" + ("" if accuracies else " --no-accuracies")
     rows = Rows(Record("sign", command, {**settings, "accuracies": accuracies}, {}, this_machine(), commit()), out)
     torch.manual_seed(0)
     network = load_model(model, data.classes, options=options).model
-    run = Run(model, "digits", k, weights="none", options=options or {},
-              pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1))  # fmt: skip
+    run = Run(
+        model,
+        "digits",
+        k,
+        weights="none",
+        options=options or {},
+        pretrain=Train(epochs=8, lr=0.4, batch_size=64, warmup=1),
+    )
     pretrain(network, data, run, head_only=False)
     sites = find_sites(network, data.image_size)
     costs = rows.add({"cost": "eager"}, lambda: {"table": asdict(quiet(lambda: profile(network, sites, 32), echo))})
@@ -82,8 +101,10 @@ def record_sign(
             rows.add({"weight": weight, "seed": seed}, partial(searched, weight, seed))
     frame = pd.DataFrame([row for row in rows.record.values["rows"] if "weight" in row])
     rho, mean = spearman(frame), frame.groupby("weight")["predicted_ms"].mean()
-    echo(f"accuracy before {original:.1%}; Spearman's rank correlation {rho:.2f}; weight -> "
-         f"predicted ms, mean over seeds: {mean.round(2).to_dict()}")  # fmt: skip
+    echo(
+        f"accuracy before {original:.1%}; Spearman's rank correlation {rho:.2f}; weight -> "
+        f"predicted ms, mean over seeds: {mean.round(2).to_dict()}"
+    )
     return rows.record
 
 

@@ -21,9 +21,17 @@ from ..training.evaluating import evaluate
 
 
 def record_speedup(
-    model: str, data: str, image_size: int | None = None, speedup: float = 1.3, runtimes: tuple[str, ...] = ("eager",),
-    batch_size: int = 32, count: int = 2048, rank_count: int = 512, rounds: int = 30, seed: int = 0,
-) -> Record:  # fmt: skip
+    model: str,
+    data: str,
+    image_size: int | None = None,
+    speedup: float = 1.3,
+    runtimes: tuple[str, ...] = ("eager",),
+    batch_size: int = 32,
+    count: int = 2048,
+    rank_count: int = 512,
+    rounds: int = 30,
+    seed: int = 0,
+) -> Record:
     """For each runtime, the least important blocks whose removal is so many times faster there; then calibrate.
 
     All networks are then timed on all runtimes, BatchNorm folded. Accuracies are for the report only.
@@ -54,9 +62,12 @@ def record_speedup(
         name = f"for {runtime}"
         networks[name] = calibrate(network, plan, loaded.train.first(count, seed), config).model
         rows[name] = {
-            "removed": list(plan.mask.removed), "k": plan.mask.k, "accuracy": evaluate(networks[name], loaded.val),
-            "kept_ms": cost.kept, "merged_ms": cost.merged,
-        }  # fmt: skip
+            "removed": list(plan.mask.removed),
+            "k": plan.mask.k,
+            "accuracy": evaluate(networks[name], loaded.val),
+            "kept_ms": cost.kept,
+            "merged_ms": cost.merged,
+        }
     images = torch.randn(batch_size, in_channels(network), size, size, generator=torch.Generator().manual_seed(seed))
     for runtime in runtimes:
         timing = measure(networks, images, rounds, runtime=runtime)
@@ -69,7 +80,15 @@ def record_speedup(
         row["speedup_best_runtimes"] = best["original"] / best[name]
     values = {"importance": found.m, "networks": rows, "val_images": len(loaded.val)}
     settings = {
-        "model": model, "data": data, "image_size": size, "speedup": speedup, "runtime": runtimes,
-        "batch_size": batch_size, "count": count, "rank_count": rank_count, "rounds": rounds, "seed": seed,
-    }  # fmt: skip
+        "model": model,
+        "data": data,
+        "image_size": size,
+        "speedup": speedup,
+        "runtime": runtimes,
+        "batch_size": batch_size,
+        "count": count,
+        "rank_count": rank_count,
+        "rounds": rounds,
+        "seed": seed,
+    }
     return Record("speedup", f"dslib bench speedup {as_words(settings)}", settings, values, this_machine(), commit())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..calibrating import Calibrate, calibrate
 from ..data.datasets import Data, load_data
-from ..errors import require
+from ..errors import BadConfig
 from ..finetuning import RECIPES, Finetune, finetune
 from ..measuring.devices import this_machine
 from ..models.networks import load_model
@@ -31,10 +31,19 @@ PROBE = 8  # batches that are timed to know how many fit
 
 
 def record_starts(
-    model: str, data: str, image_size: int | None = None, k: int = 9, minutes: tuple[float, ...] = (5.0,),
-    lrs: tuple[float, ...] = (0.003, 0.01, 0.03), tuning_minutes: float = 1.5, seeds: int = 3,
-    batch_size: int = 64, count: int = 2048, rank_count: int = 512, out: Path | None = None,
-) -> Record:  # fmt: skip
+    model: str,
+    data: str,
+    image_size: int | None = None,
+    k: int = 9,
+    minutes: tuple[float, ...] = (5.0,),
+    lrs: tuple[float, ...] = (0.003, 0.01, 0.03),
+    tuning_minutes: float = 1.5,
+    seeds: int = 3,
+    batch_size: int = 64,
+    count: int = 2048,
+    rank_count: int = 512,
+    out: Path | None = None,
+) -> Record:
     """Finetune the same masks from both starts for the same wall time, calibration counted.
 
     Learning rate and recipe (usual; or gentle: images not augmented, BatchNorm's statistics frozen) of each start are
@@ -54,7 +63,8 @@ def record_starts(
         count, rank_count: unlabelled images for a calibration and for the ranking.
         out: the record's file: rows that stand there are not trained again.
     """
-    require(min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes), "expected one or more of each setting")
+    if not (min(seeds, count, rank_count) > 0 and bool(lrs) and bool(minutes)):
+        raise BadConfig("expected one or more of each setting")
     loaded = load_data(data, image_size)
     network = load_model(model, loaded.classes, "default").model
     network.eval()
@@ -68,18 +78,36 @@ def record_starts(
     parts = replace(rest, val=val)
 
     settings = {
-        "model": model, "data": data, "image_size": loaded.image_size, "k": k, "minutes": minutes, "lr": lrs,
-        "tuning_minutes": tuning_minutes, "seeds": seeds, "batch_size": batch_size, "count": count,
+        "model": model,
+        "data": data,
+        "image_size": loaded.image_size,
+        "k": k,
+        "minutes": minutes,
+        "lr": lrs,
+        "tuning_minutes": tuning_minutes,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "count": count,
         "rank_count": rank_count,
-    }  # fmt: skip
-    values = {"removed": {name: mask.removed for name, mask in masks.items()}, "val_images": len(loaded.val),
-              "held_back": held}  # fmt: skip
+    }
+    values = {
+        "removed": {name: mask.removed for name, mask in masks.items()},
+        "val_images": len(loaded.val),
+        "held_back": held,
+    }
     command = f"dslib bench starts {as_words(settings)}"
     rows = Rows(Record("starts", command, settings, values, this_machine(), commit()), out)
 
     def trained(name: str, start: str, recipe: str, lr: float, limit: float, seed: int, tuning: bool) -> dict[str, Any]:
-        key = {"mask": name, "start": start, "recipe": recipe, "lr": lr, "minutes": limit, "seed": seed,
-               "tuning": tuning}  # fmt: skip
+        key = {
+            "mask": name,
+            "start": start,
+            "recipe": recipe,
+            "lr": lr,
+            "minutes": limit,
+            "seed": seed,
+            "tuning": tuning,
+        }
         config = Finetune(epochs=1, lr=lr, batch_size=batch_size, seed=seed, **RECIPES[recipe])
         on = parts if tuning else loaded
         row = rows.add(key, lambda: _trained(network, masks[name], start, on, config, limit, count))
@@ -117,13 +145,18 @@ def _trained(
     few = replace(data, train=data.train.first(PROBE * size), val=data.val.first(size))
     probe = finetune(small, few, network, config).history[0]["seconds"] / len(few.train)
     left = 60 * minutes - spent
-    require(left > size * probe, f"{minutes:g} minutes: {spent:.0f} s were gone before the first step: give more")
+    if not left > size * probe:
+        raise BadConfig(f"{minutes:g} minutes: {spent:.0f} s were gone before the first step: give more")
     images = left / probe
     epochs = math.ceil(images / len(data.train))
     part = replace(few, train=data.train.first(max(int(images / epochs), size), config.seed))
     done = finetune(small, part, network, replace(config, epochs=epochs))
     seconds = spent + sum(row["seconds"] for row in done.history)
     return {
-        "seconds": seconds, "seconds_to_calibrate": spent, "epochs": epochs, "images_an_epoch": len(part.train),
-        "accuracy_before": evaluate(small, data.val), "accuracy": evaluate(done.model, data.val),
-    }  # fmt: skip
+        "seconds": seconds,
+        "seconds_to_calibrate": spent,
+        "epochs": epochs,
+        "images_an_epoch": len(part.train),
+        "accuracy_before": evaluate(small, data.val),
+        "accuracy": evaluate(done.model, data.val),
+    }

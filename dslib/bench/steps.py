@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra.blocks import in_channels
-from ..errors import require
+from ..errors import BadConfig
 from ..measuring.devices import pick_device, this_machine, tune_allocator
 from ..measuring.latency import Timing, in_turns
 from ..measuring.runtimes import use_precision
@@ -21,9 +21,13 @@ from ..sites import find_sites
 
 
 def record_steps(
-    model: str = "mobilenet_v2", image_size: int = 128, batch_size: int = 32, rounds: int = 20, device: str = "auto",
+    model: str = "mobilenet_v2",
+    image_size: int = 128,
+    batch_size: int = 32,
+    rounds: int = 20,
+    device: str = "auto",
     compiled: bool = False,
-) -> Record:  # fmt: skip
+) -> Record:
     """Forward, backward and SGD step of a network as it is and in a search, half or more of its gates open, in turns.
 
     Args:
@@ -34,7 +38,8 @@ def record_steps(
         device: to measure.
         compiled: whether both are compiled by `torch.compile`.
     """
-    require(rounds > 0 and batch_size > 1, f"expected rounds, and two images or more, found {rounds} and {batch_size}")
+    if not (rounds > 0 and batch_size > 1):
+        raise BadConfig(f"expected rounds, and two images or more, found {rounds} and {batch_size}")
     where = pick_device(device)
     tune_allocator()
     network = load_model(model).model.to(where)
@@ -47,27 +52,50 @@ def record_steps(
     labels = torch.randint(0, 10, (batch_size,), device=where)
     runs = {
         "plain": _step(network, images, labels, compiled, lambda: None, lambda: torch.zeros((), device=where)),
-        "search": _step(gated, images, labels, compiled, lambda: gates.keep(next(ks)),
-                        lambda: 0.03 * latency_decay(gates.m, savings)),
-    }  # fmt: skip
+        "search": _step(
+            gated,
+            images,
+            labels,
+            compiled,
+            lambda: gates.keep(next(ks)),
+            lambda: 0.03 * latency_decay(gates.m, savings),
+        ),
+    }
     with use_precision(None):
         ms, others = in_turns(runs, where, rounds)
     runtime = "compile, float32" if compiled else "eager, channels_last, float32"
     timing = Timing(ms, batch_size, str(where), runtime, others)
     ratio, low, high = timing.speedup("plain", over="search")
-    values = {"networks": timing.frame.T.to_dict(), "search_over_plain": ratio, "q25": low, "q75": high,
-              "busy": timing.busy, "others": others, "runtime": runtime}  # fmt: skip
-    settings = {"model": model, "image_size": image_size, "batch_size": batch_size, "rounds": rounds,
-                "device": str(where)}  # fmt: skip
+    values = {
+        "networks": timing.frame.T.to_dict(),
+        "search_over_plain": ratio,
+        "q25": low,
+        "q75": high,
+        "busy": timing.busy,
+        "others": others,
+        "runtime": runtime,
+    }
+    settings = {
+        "model": model,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "device": str(where),
+    }
     words = as_words(settings) + (" --compiled" if compiled else "")
-    return Record("steps", f"dslib bench steps {words}", {**settings, "compiled": compiled}, values,
-                  this_machine(where), commit())  # fmt: skip
+    return Record(
+        "steps", f"dslib bench steps {words}", {**settings, "compiled": compiled}, values, this_machine(where), commit()
+    )
 
 
 def _step(
-    model: nn.Module, images: Tensor, labels: Tensor, compiled: bool, before: Callable[[], None],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    compiled: bool,
+    before: Callable[[], None],
     more: Callable[[], Tensor],
-) -> Callable[[], None]:  # fmt: skip
+) -> Callable[[], None]:
     model = model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
     forward = torch.compile(model) if compiled else model

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from ..errors import BadModel, DslibError, require
+from ..errors import BadModel, DslibError
 from ..measuring.dense import Dense, DenseBlock, dense
 from ..measuring.latency import measure
 from ..models.networks import load_model
@@ -30,9 +30,11 @@ COMPACT = ("MobileNetV2", "MobileNetV2-1.4", "EfficientNet-Lite0")  # on a CPU a
 
 
 def record_table1(
-    models: tuple[str, ...] = (), measured: Measured | None = None, out: Path | None = None,
+    models: tuple[str, ...] = (),
+    measured: Measured | None = None,
+    out: Path | None = None,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """Original and dense counterpart, in turns, over runtimes, precisions and batch sizes; device peaks; block times.
 
     Args:
@@ -79,7 +81,8 @@ def _blocks(networks: Mapping[str, nn.Module], table: Table, case: Case) -> dict
         blocks = {name: network.get_submodule(site.name).to(table.device) for name, network in networks.items()}
         images = {}
         for name, block in blocks.items():
-            require(site.input_shape is not None, f"{site.name}: its input is not one map", BadModel)
+            if site.input_shape is None:
+                raise BadModel(f"{site.name}: its input is not one map")
             assert site.input_shape is not None
             channels = block.conv.in_channels if isinstance(block, DenseBlock) else site.input_shape[0]
             images[name] = torch.randn(case.batch_size, channels, *site.input_shape[1:], device=table.device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..algebra.blocks import in_channels
-from ..errors import BadRecord, DslibError, require
+from ..errors import BadConfig, BadRecord, DslibError
 from ..measuring.devices import pick_device, this_machine
 from ..measuring.latency import Timing, count_macs, count_parameters, measure, working_memory_mib
 from ..measuring.roofline import Peaks, find_peaks, utilisation
@@ -39,10 +39,21 @@ class Case(NamedTuple):
     batch_size: int
 
 
-_CPU = (("eager", "float32"), ("eager", "bfloat16"), ("onnxruntime", "float32"), ("openvino", "float32"),
-        ("openvino", "bfloat16"))  # fmt: skip
-_GPU = (("eager", "float32"), ("eager", "tf32"), ("eager", "float16"), ("eager", "bfloat16"), ("compile", "float16"),
-        ("cudagraph", "float16"))  # fmt: skip
+_CPU = (
+    ("eager", "float32"),
+    ("eager", "bfloat16"),
+    ("onnxruntime", "float32"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+)
+_GPU = (
+    ("eager", "float32"),
+    ("eager", "tf32"),
+    ("eager", "float16"),
+    ("eager", "bfloat16"),
+    ("compile", "float16"),
+    ("cudagraph", "float16"),
+)
 
 
 def cases(
@@ -86,7 +97,10 @@ class Measured:
     def __post_init__(self) -> None:
         """Check the ranges."""
         good = 0 < self.passes <= self.rounds
-        require(good, f"expected one pass or more, of one round or more each, found {self.passes} and {self.rounds}")
+        if not good:
+            raise BadConfig(
+                f"expected one pass or more, of one round or more each, found {self.passes} and {self.rounds}"
+            )
 
 
 class Table:
@@ -154,16 +168,20 @@ class Table:
         images = self._images(networks, case)
         timing = measure(placed, images, self._rounds, runtime=case.runtime, precision=case.precision)
         return {
-            "ms": {name: ms.round(4).tolist() for name, ms in timing.ms.items()}, "others": timing.others,
-            "measured_batch_size": timing.batch_size, "as_run": timing.runtime, "busy": timing.busy,
-        }  # fmt: skip
+            "ms": {name: ms.round(4).tolist() for name, ms in timing.ms.items()},
+            "others": timing.others,
+            "measured_batch_size": timing.batch_size,
+            "as_run": timing.runtime,
+            "busy": timing.busy,
+        }
 
     def _together(
         self, networks: Mapping[str, nn.Module], case: Case, parts: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
         """What several passes say."""
         failed = next((part["error"] for part in parts if "error" in part), None)
-        require(failed is None, str(failed), DslibError)
+        if failed is not None:
+            raise DslibError(str(failed))
         size = min(part["measured_batch_size"] for part in parts)  # memory may have sufficed for more once
         parts = [part for part in parts if part["measured_batch_size"] == size]
         ms = {name: np.concatenate([part["ms"][name] for part in parts]) for name in networks}
@@ -178,9 +196,12 @@ class Table:
             images = self._images(networks, case)[:size].to(dtype_for(case.precision))
             found["working_memory_mib"] = [working_memory_mib(network, images) for network in networks.values()]
         return {
-            "networks": found.T.to_dict(), "measured_batch_size": size, "as_run": timing.runtime,
-            "busy": any(part["busy"] for part in parts), "others": timing.others,
-        }  # fmt: skip
+            "networks": found.T.to_dict(),
+            "measured_batch_size": size,
+            "as_run": timing.runtime,
+            "busy": any(part["busy"] for part in parts),
+            "others": timing.others,
+        }
 
     def _shape(self, networks: Mapping[str, nn.Module]) -> tuple[int, int, int]:
         return in_channels(next(iter(networks.values()))), self.image_size, self.image_size
@@ -191,8 +212,9 @@ def say(row: Mapping[str, Any]) -> str:
     case = f"{row['model']}, {row['runtime']} {row['precision']}, batch {row['batch_size']}"
     if "error" in row:
         return f"{case}: {row['error']}"
-    found = ", ".join(f"{name} {values['images_per_s']:.0f}/s ({values['speedup']:.2f} x)"
-                      for name, values in row["networks"].items())  # fmt: skip
+    found = ", ".join(
+        f"{name} {values['images_per_s']:.0f}/s ({values['speedup']:.2f} x)" for name, values in row["networks"].items()
+    )
     size = row["measured_batch_size"]
     halved = "" if size == row["batch_size"] else f" (batch {size}: more did not fit)"
     return f"{case}{halved}: {found}{' (the machine was busy)' if row['busy'] else ''}"
@@ -218,15 +240,18 @@ def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
     parts = []
     for record in records:
         known = record.name in ("table1", "masks")
-        require(known, f"expected records of table1 or masks, found one of {record.name}", BadRecord)
+        if not known:
+            raise BadRecord(f"expected records of table1 or masks, found one of {record.name}")
         lines = [
             {
-                **{key: row[key] for key in ("model", "runtime", "precision", "batch_size")}, "network": name,
+                **{key: row[key] for key in ("model", "runtime", "precision", "batch_size")},
+                "network": name,
                 **{key: values[key] for key in SHOWN},
             }
-            for row in record.values["rows"] if "networks" in row and "runtime" in row
+            for row in record.values["rows"]
+            if "networks" in row and "runtime" in row
             for name, values in row["networks"].items()
-        ]  # fmt: skip
+        ]
         index = ["model", "network", "runtime", "precision", "batch_size"]
         part = pd.DataFrame(lines, columns=[*index, *SHOWN]).set_index(index)
         part.columns = pd.MultiIndex.from_product([[machine_name(record)], part.columns])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..algebra.blocks import in_channels
-from ..errors import DslibError, require
+from ..errors import BadConfig, DslibError
 from ..measuring.dense import dense
 from ..measuring.devices import allocator_is_tuned, pick_device, this_machine
 from ..measuring.latency import measure
@@ -47,9 +47,13 @@ STEPS = (
 
 
 def record_waterfall(
-    model: str = "MobileNetV2", device: str = "auto", image_size: int = 224, batch_size: int = 8, rounds: int = 30,
+    model: str = "MobileNetV2",
+    device: str = "auto",
+    image_size: int = 224,
+    batch_size: int = 8,
+    rounds: int = 30,
     echo: Callable[[str], object] = print,
-) -> Record:  # fmt: skip
+) -> Record:
     """A network and its dense counterpart at each of `STEPS`, in turns within a step.
 
     Args:
@@ -63,8 +67,8 @@ def record_waterfall(
         BadConfig: if memory is already kept between calls in this process: the first step would be a lie.
     """
     where = pick_device(device)
-    require(not allocator_is_tuned() or where.type != "cpu", "the allocator of this process is tuned already: begin a "
-            "new one, or use the command line")  # fmt: skip
+    if allocator_is_tuned() and where.type == "cpu":
+        raise BadConfig("the allocator of this process is tuned already: begin a new one, or use the command line")
     known, options = MODELS.get(model, (model, {}))
     original = load_model(known, options=options).model
     settle_batchnorm(original, image_size)
@@ -73,14 +77,26 @@ def record_waterfall(
     images = torch.randn(batch_size, in_channels(original), image_size, image_size, device=where)
 
     def measured(step: Step) -> dict[str, Any]:
-        timing = measure(networks, images, rounds, runtime=step.runtime, precision=step.precision, folded=step.folded,
-                         tuned=step.tuned)  # fmt: skip
+        timing = measure(
+            networks,
+            images,
+            rounds,
+            runtime=step.runtime,
+            precision=step.precision,
+            folded=step.folded,
+            tuned=step.tuned,
+        )
         ratio, low, high = timing.speedup("dense", over="original")
         return {
-            "networks": timing.frame.T.to_dict(), "speedup": ratio, "speedup_q25": low, "speedup_q75": high,
-            "as_run": timing.runtime, "measured_batch_size": timing.batch_size, "busy": timing.busy,
+            "networks": timing.frame.T.to_dict(),
+            "speedup": ratio,
+            "speedup_q25": low,
+            "speedup_q75": high,
+            "as_run": timing.runtime,
+            "measured_batch_size": timing.batch_size,
+            "busy": timing.busy,
             "others": timing.others,
-        }  # fmt: skip
+        }
 
     rows = []
     for step in STEPS:
@@ -93,7 +109,12 @@ def record_waterfall(
             row = {**step._asdict(), "error": str(error)}
             echo(f"{step.name}: {error}")
         rows.append(row)
-    config = {"model": model, "device": str(where), "image_size": image_size, "batch_size": batch_size,
-              "rounds": rounds}  # fmt: skip
+    config = {
+        "model": model,
+        "device": str(where),
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "rounds": rounds,
+    }
     command = f"dslib bench waterfall {as_words(config)}"
     return Record("waterfall", command, config, {"rows": rows}, this_machine(where), commit())

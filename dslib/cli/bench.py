@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..errors import DslibError, require
+from ..errors import BadConfig, DslibError
 from ..measuring.runtimes import PRECISIONS, RUNTIMES
 from .bench_calibration import CALIBRATION
 from .bench_search import SEARCH
@@ -63,7 +63,8 @@ def merge_bench(cases: int, seed: int, out: Path | None) -> None:
     """Merge random blocks of every kind and compare each with its layers; fails if one differs."""
     from ..bench.fuzz import record_fuzz
 
-    require(cases > 0, f"--cases: expected 1 or more, found {cases}")
+    if not cases > 0:
+        raise BadConfig(f"--cases: expected 1 or more, found {cases}")
     record = record_fuzz(cases, seed)
     for line in record.values["failed"]:
         click.echo(line)
@@ -119,8 +120,10 @@ def exact_bench(model: str, data: str, image_size: int, removed: tuple[str, ...]
 
     record = record_exact(model, data, image_size, removed or REMOVED)
     for name, value in record.values["networks"].items():
-        click.echo(f"{name:5} differs by {value['largest_relative_difference']:.1e} of the largest logit, other top-1 "
-                   f"on {value['other_top1']} of {record.values['images']} images")  # fmt: skip
+        click.echo(
+            f"{name:5} differs by {value['largest_relative_difference']:.1e} of the largest logit, other top-1 "
+            f"on {value['other_top1']} of {record.values['images']} images"
+        )
     write_record(record, out)
 
 
@@ -169,8 +172,10 @@ def predict_bench(out: Path | None, **given: Any) -> None:
 
     record = record_prediction(**given)
     for row in record.values["rows"]:
-        click.echo(f"{len(row['removed'])} removed: predicted {row['predicted_ms']:.1f} ms, measured "
-                   f"{row['measured_ms']:.1f} ms ({row['error']:+.1%})")  # fmt: skip
+        click.echo(
+            f"{len(row['removed'])} removed: predicted {row['predicted_ms']:.1f} ms, measured "
+            f"{row['measured_ms']:.1f} ms ({row['error']:+.1%})"
+        )
     click.echo(f"median error {record.values['median_error']:.1%}, largest {record.values['largest_error']:.1%}")
     write_record(record, out)
 

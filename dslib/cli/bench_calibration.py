@@ -77,8 +77,10 @@ def ingredients_bench(out: Path | None, **given: Any) -> None:
 
     record = record_ingredients(**given)
     for row in record.values["rows"]:
-        click.echo(f"{row['mask']}, {row['images']} images, seed {row['seed']}, {row['ingredients']}: "
-                   f"accuracy {row['accuracy']:.2%}, {row['seconds']:.1f} s")  # fmt: skip
+        click.echo(
+            f"{row['mask']}, {row['images']} images, seed {row['seed']}, {row['ingredients']}: "
+            f"accuracy {row['accuracy']:.2%}, {row['seconds']:.1f} s"
+        )
     click.echo(f"largest memory {record.values['peak_memory_gib']:.1f} GiB")
     write_record(record, out)
 
@@ -114,8 +116,9 @@ def memory_bench(out: Path | None, **given: Any) -> None:
 
     record = record_memory(**given)
     values = record.values
-    click.echo(f"{values['peak_memory_gib']:.1f} GiB ({values['images_gib']:.1f} of them images), "
-               f"{values['seconds']:.0f} s")  # fmt: skip
+    click.echo(
+        f"{values['peak_memory_gib']:.1f} GiB ({values['images_gib']:.1f} of them images), {values['seconds']:.0f} s"
+    )
     write_record(record, out)
 
 
@@ -125,10 +128,22 @@ def memory_bench(out: Path | None, **given: Any) -> None:
 @click.option("--data", default="imagenette", show_default=True, help="The weights must be trained for its classes.")
 @click.option("--image-size", default=128, show_default=True, help="Side in pixels.")
 @click.option("--k", "ks", type=int, multiple=True, default=(8,), show_default=True, help="Sites to keep.")
-@click.option("--speedup", "speedups", type=float, multiple=True, default=(1.5,), show_default=True,
-              help="To be reached by merging and dropping blocks.")  # fmt: skip
-@click.option("--planned-on", type=click.Choice(list(RUNTIMES)), default="onnxruntime", show_default=True,
-              help="The runtime that --speedup is planned and measured on.")  # fmt: skip
+@click.option(
+    "--speedup",
+    "speedups",
+    type=float,
+    multiple=True,
+    default=(1.5,),
+    show_default=True,
+    help="To be reached by merging and dropping blocks.",
+)
+@click.option(
+    "--planned-on",
+    type=click.Choice(list(RUNTIMES)),
+    default="onnxruntime",
+    show_default=True,
+    help="The runtime that --speedup is planned and measured on.",
+)
 @click.option("--count", default=2048, show_default=True, help="Images to calibrate with.")
 @click.option("--rank-count", default=512, show_default=True, help="Images to rank with.")
 @click.option("--batch-size", default=1, show_default=True, help="Images a batch, of the latencies.")

@@ -42,8 +42,9 @@ from .options import (
 @device_option
 @click.option("--hours", type=float, help="Begin nothing after so many; what is missing is told.")
 @resumed_option
-def methods_bench(options: tuple[str, ...], methods: tuple[str, ...], hours: float | None, out: Path | None,
-                  **given: Any) -> None:  # fmt: skip
+def methods_bench(
+    options: tuple[str, ...], methods: tuple[str, ...], hours: float | None, out: Path | None, **given: Any
+) -> None:
     """Ways to choose what to keep, within one predicted latency, finetuned alike."""
     from ..bench.methods import MINIMUM, Matrix, record_methods
 
@@ -120,8 +121,10 @@ def steps_bench(out: Path | None, **given: Any) -> None:
 
     record = record_steps(**given)
     values = record.values
-    click.echo(f"a search step takes {values['search_over_plain']:.2f} times as long as a plain one (quartiles "
-               f"{values['q25']:.2f} to {values['q75']:.2f}; {values['runtime']})")  # fmt: skip
+    click.echo(
+        f"a search step takes {values['search_over_plain']:.2f} times as long as a plain one (quartiles "
+        f"{values['q25']:.2f} to {values['q75']:.2f}; {values['runtime']})"
+    )
     write_record(record, out)
 
 
@@ -137,8 +140,10 @@ def plan_bench(out: Path | None, **given: Any) -> None:
 
     record = record_planner(**given)
     seconds, plans = record.values["all_budgets_s"], [row["plans"] for row in record.values["rows"]]
-    click.echo(f"all budgets of a network: {seconds['median']:.2f} s (at most {seconds['most']:.2f}), "
-               f"{min(plans)} to {max(plans)} plans that no other beats")  # fmt: skip
+    click.echo(
+        f"all budgets of a network: {seconds['median']:.2f} s (at most {seconds['most']:.2f}), "
+        f"{min(plans)} to {max(plans)} plans that no other beats"
+    )
     write_record(record, out)
 
 
@@ -146,16 +151,31 @@ def plan_bench(out: Path | None, **given: Any) -> None:
 @settings(Frontier, skip=("image_size", "device", "precision", "runtime"))
 @model_options
 @click.option("--image-size", type=int, help="Side in pixels; default the dataset's.")
-@click.option("--method", "methods", multiple=True, default=Frontier.methods, show_default=True,
-              help=f"Of {', '.join(METHODS)}.")  # fmt: skip
+@click.option(
+    "--method", "methods", multiple=True, default=Frontier.methods, show_default=True, help=f"Of {', '.join(METHODS)}."
+)
 @click.option("--speedup", "speedups", type=float, multiple=True, default=Frontier.speedups, show_default=True)
 @click.option(
     "--repeated", type=float, multiple=True, help="Speed-ups with all seeds, the others have one; default all."
 )
-@click.option("--lr", "lrs", type=float, multiple=True, default=Frontier.lrs, show_default=True,
-              help="Tried for each method, by the usual recipe.")  # fmt: skip
-@click.option("--gentle-lr", "gentle_lrs", type=float, multiple=True, default=Frontier.gentle_lrs, show_default=True,
-              help="Tried for each method, by the gentle recipe.")  # fmt: skip
+@click.option(
+    "--lr",
+    "lrs",
+    type=float,
+    multiple=True,
+    default=Frontier.lrs,
+    show_default=True,
+    help="Tried for each method, by the usual recipe.",
+)
+@click.option(
+    "--gentle-lr",
+    "gentle_lrs",
+    type=float,
+    multiple=True,
+    default=Frontier.gentle_lrs,
+    show_default=True,
+    help="Tried for each method, by the gentle recipe.",
+)
 @runtime_option
 @click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Default float32.")
 @device_option

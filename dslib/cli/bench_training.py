@@ -72,8 +72,10 @@ def overhead_bench(out: Path | None, **given: Any) -> None:
 
     record = record_overhead(**given)
     values = record.values
-    click.echo(f"a step takes {values['dslib_over_bare']:.3f} times as long as the bare loop's (quartiles "
-               f"{values['q25']:.3f} to {values['q75']:.3f}; {values['runtime']})")  # fmt: skip
+    click.echo(
+        f"a step takes {values['dslib_over_bare']:.3f} times as long as the bare loop's (quartiles "
+        f"{values['q25']:.3f} to {values['q75']:.3f}; {values['runtime']})"
+    )
     write_record(record, out)
 
 
@@ -88,8 +90,10 @@ def kills_bench(kills: int, seed: int, epochs: int, out: Path | None) -> None:
 
     record = record_kills(kills, seed, epochs, click.echo)
     values = record.values
-    click.echo(f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetune']} in the "
-               "finetuning: the weights are those of a run that was not killed, bit for bit")  # fmt: skip
+    click.echo(
+        f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetune']} in the "
+        "finetuning: the weights are those of a run that was not killed, bit for bit"
+    )
     write_record(record, out)
 
 

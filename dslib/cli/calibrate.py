@@ -11,7 +11,7 @@ import torch
 
 from ..algebra.blocks import droppable, structure_of
 from ..calibrating import Calibrate
-from ..errors import BadConfig, MaskMismatch, require
+from ..errors import BadConfig, MaskMismatch
 from ..measuring.runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
 from .options import device_option, network_options, next_step, parse_options, settings
 
@@ -44,10 +44,25 @@ from .options import device_option, network_options, next_step, parse_options, s
 @settings(Calibrate)
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def calibrate_command(
-    model: str, weights: str, options: tuple[str, ...], images: str, count: int, image_size: int | None,
-    skip_corrupt: bool, k: int | None, speedup: float | None, runtime: str, precision: str,
-    ranking: Path | None, mask_file: Path | None, drop: bool, rank_count: int, device: str, out: Path, **given: Any,
-) -> None:  # fmt: skip
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    images: str,
+    count: int,
+    image_size: int | None,
+    skip_corrupt: bool,
+    k: int | None,
+    speedup: float | None,
+    runtime: str,
+    precision: str,
+    ranking: Path | None,
+    mask_file: Path | None,
+    drop: bool,
+    rank_count: int,
+    device: str,
+    out: Path,
+    **given: Any,
+) -> None:
     """Shrink and merge a trained network in seconds, from unlabelled photos, without training."""
     import dslib
 
@@ -56,14 +71,19 @@ def calibrate_command(
     from ..ranking import agreement, rank
 
     ways = [way is not None for way in (k, speedup, mask_file)]
-    require(sum(ways) == 1, "expected one of --k, --speedup and --mask (--plan)", BadConfig)
-    require(speedup is None or speedup > 1, f"--speedup: expected more than 1, found {speedup}", BadConfig)
-    require(not drop or speedup is not None, "--drop is for --speedup: k and a mask say what is merged", BadConfig)
-    require(count > 0 and rank_count > 0, f"expected one or more images, found {count} and {rank_count}", BadConfig)
+    if sum(ways) != 1:
+        raise BadConfig("expected one of --k, --speedup and --mask (--plan)")
+    if speedup is not None and not speedup > 1:
+        raise BadConfig(f"--speedup: expected more than 1, found {speedup}")
+    if drop and speedup is None:
+        raise BadConfig("--drop is for --speedup: k and a mask say what is merged")
+    if not (count > 0 and rank_count > 0):
+        raise BadConfig(f"expected one or more images, found {count} and {rank_count}")
     config = Calibrate(**given)
     photos, held, classes, size = _photos(images, count, image_size, skip_corrupt)
     loaded = dslib.load_model(model, classes, weights, parse_options(options))
-    require(loaded.trained, f"{model} with weights {weights!r} is not trained for these images: give weights that are")
+    if not loaded.trained:
+        raise BadConfig(f"{model} with weights {weights!r} is not trained for these images: give weights that are")
     where = pick_device(device)
     network = loaded.model.to(where)
     network.eval()
@@ -79,18 +99,20 @@ def calibrate_command(
             click.echo(f"ranking: taken from {ranking}")
             fits = not found.network or found.network == structure_of(network)
             fits = fits and found.order == sites.names
-            require(fits, f"{ranking} is of another network: rank this one", MaskMismatch)
-            require(not drop or bool(found.dropped) or not droppable(network, sites.mergeable, size),
-                    f"{ranking} says nothing of whole blocks: remove it, to rank anew", MaskMismatch)  # fmt: skip
+            if not fits:
+                raise MaskMismatch(f"{ranking} is of another network: rank this one")
+            if drop and not found.dropped and droppable(network, sites.mergeable, size):
+                raise MaskMismatch(f"{ranking} says nothing of whole blocks: remove it, to rank anew")
             can_add = k is not None or bool(found.unit)
-            require(
-                can_add, f"{ranking} only orders the sites, and --speedup adds importances: rank anew", MaskMismatch
-            )
+            if not can_add:
+                raise MaskMismatch(f"{ranking} only orders the sites, and --speedup adds importances: rank anew")
         else:
             few = photos.first(rank_count)
             whole = droppable(network, sites.mergeable, size) if drop else ()
-            click.echo(f"ranking {len(sites.mergeable)} sites on {len(few)} photos, "
-                       f"{1 + len(sites.mergeable) + len(whole)} calibrations")  # fmt: skip
+            click.echo(
+                f"ranking {len(sites.mergeable)} sites on {len(few)} photos, "
+                f"{1 + len(sites.mergeable) + len(whole)} calibrations"
+            )
             found = rank(network, sites, few, config, drop=drop)
             if ranking is not None:
                 found.save(ranking)
@@ -103,8 +125,16 @@ def calibrate_command(
     done = dslib.calibrate(network, plan, photos, config)
     names = classes or [str(i) for i in range(logits_of(network, photos.first(1)).shape[1])]
     merged = tuple("+".join(group) for group in plan.groups if group[-1] in done.errors)
-    recipe = dslib.Recipe(model, tuple(names), size, parse_options(options), dict(plan.mask), merged=merged,
-                          runs=tuple(map(tuple, plan.runs)), dropped=tuple(plan.dropped))  # fmt: skip
+    recipe = dslib.Recipe(
+        model,
+        tuple(names),
+        size,
+        parse_options(options),
+        dict(plan.mask),
+        merged=merged,
+        runs=tuple(map(tuple, plan.runs)),
+        dropped=tuple(plan.dropped),
+    )
     click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}")
     click.echo("error left in each block: " + ", ".join(f"{name} {error:.2f}" for name, error in done.errors.items()))
     if held is not None:

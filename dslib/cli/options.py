@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import BadConfig, BadModel, require
+from ..errors import BadConfig, BadModel
 from ..measuring.runtimes import RUNTIMES
 from ..records import Record, commit
 from ..training.watching import Log
@@ -130,9 +130,11 @@ def trained_network(
     loaded = processes.in_turns(lambda: dslib.load_data(data, image_size, skip_corrupt))
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
-        raise BadModel(f"{model} with weights {weights!r} is not trained for the "
-                       f"{len(loaded.classes)} classes of {data}: "
-                       "give weights that are, or let `dslib run` train it first")  # fmt: skip
+        raise BadModel(
+            f"{model} with weights {weights!r} is not trained for the "
+            f"{len(loaded.classes)} classes of {data}: "
+            "give weights that are, or let `dslib run` train it first"
+        )
     return network.to(where, memory_format=torch.channels_last), loaded  # type: ignore[call-overload]
 
 
@@ -155,13 +157,16 @@ def check_classes(recipe: Path, found: Recipe, data: str, loaded: Data) -> None:
     """Raise `BadModel` unless a recipe's network is for the data's classes."""
     if loaded.classes != found.classes:
         first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
-        raise BadModel(f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
-                       f"({second}, ...): give the data that it was made for")  # fmt: skip
+        raise BadModel(
+            f"{recipe} is for {len(found.classes)} classes ({first}, ...), {data} has {len(loaded.classes)} "
+            f"({second}, ...): give the data that it was made for"
+        )
 
 
 def log_for(curves: Path | None, tensorboard: bool) -> Log:
     """Where a training of one stage tells how it goes."""
-    require(curves is not None or not tensorboard, "--tensorboard: expected --curves too, a folder for them")
+    if curves is None and tensorboard:
+        raise BadConfig("--tensorboard: expected --curves too, a folder for them")
     return Log(curves, tensorboard, click.echo)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import BadConfig, require
+from ..errors import BadConfig
 from ..measuring.devices import this_machine
 from ..records import Record, as_words, commit
 from .options import data_options, network_options, single_option, trained_network
@@ -29,9 +29,21 @@ from .options import data_options, network_options, single_option, trained_netwo
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", type=Path, required=True, help="Where to write the importances (JSON).")
 def importance_command(
-    model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, count: int, longest: int, drop: bool, labels: bool, single: bool, seed: int, out: Path,
-) -> None:  # fmt: skip
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    data: str,
+    image_size: int | None,
+    skip_corrupt: bool,
+    device: str,
+    count: int,
+    longest: int,
+    drop: bool,
+    labels: bool,
+    single: bool,
+    seed: int,
+    out: Path,
+) -> None:
     """How much worse the network gets when a site alone, or a run of sites, is removed, or a block dropped."""
     import dslib
     from dslib.calibrating import Calibrate
@@ -45,7 +57,8 @@ def importance_command(
         config = Importance(count=count, longest=longest, drop=drop, seed=seed)
         found = importance(network, loaded, sites, config, partial=partial)
     else:
-        require(count > 0, f"--count: expected 1 or more, found {count}", BadConfig)
+        if not count > 0:
+            raise BadConfig(f"--count: expected 1 or more, found {count}")
         images = loaded.train.first(count, seed)
         found = rank(network, sites, images, Calibrate(seed=seed), longest=longest, partial=partial, drop=drop)
     click.echo(found.frame.sort_values("rank").round(4).to_string())
@@ -53,12 +66,27 @@ def importance_command(
         click.echo(f"{run} as one convolution: {value:.4f}")
     for name, value in found.dropped.items():
         click.echo(f"{name} dropped: {value:.4f}")
-    given = {"model": model, "weights": weights, "model_option": options, "data": data,
-             "image_size": loaded.image_size, "count": count, "longest": longest, "seed": seed}  # fmt: skip
-    flags = " ".join(f"--{'' if on else 'no-'}{name}"
-                     for name, on in {"labels": labels, "drop": drop, "single": single}.items())  # fmt: skip
-    record = Record("importance", f"dslib importance {as_words(given)} {flags}", given, asdict(found),
-                    this_machine(next(network.parameters()).device), commit())  # fmt: skip
+    given = {
+        "model": model,
+        "weights": weights,
+        "model_option": options,
+        "data": data,
+        "image_size": loaded.image_size,
+        "count": count,
+        "longest": longest,
+        "seed": seed,
+    }
+    flags = " ".join(
+        f"--{'' if on else 'no-'}{name}" for name, on in {"labels": labels, "drop": drop, "single": single}.items()
+    )
+    record = Record(
+        "importance",
+        f"dslib importance {as_words(given)} {flags}",
+        given,
+        asdict(found),
+        this_machine(next(network.parameters()).device),
+        commit(),
+    )
     click.echo(f"written: {record.save(out)}")
     partial.unlink(missing_ok=True)
 
@@ -83,14 +111,19 @@ def plan_command(
     from dslib.planning import pareto, plan
 
     found, table = dslib.Found.load(importance), dslib.CostTable.load(cost)
-    require(latency is None or speedup is None, "expected one of --latency and --speedup", BadConfig)
-    require(speedup is None or speedup > 0, f"--speedup: expected more than 0, found {speedup}", BadConfig)
+    if latency is not None and speedup is not None:
+        raise BadConfig("expected one of --latency and --speedup")
+    if speedup is not None and not speedup > 0:
+        raise BadConfig(f"--speedup: expected more than 0, found {speedup}")
     budget = table.total / speedup if speedup is not None else latency
     if budget is None:
-        require(out is None, "--out needs --latency or --speedup: which of the plans?", BadConfig)
+        if out is not None:
+            raise BadConfig("--out needs --latency or --speedup: which of the plans?")
         for one in pareto(found, table, merged):
-            click.echo(f"{one.latency:9.2f} ms ({table.total / one.latency:.2f} times), importance {one.loss:.4f}: "
-                       f"k={one.plan.mask.k}, removed: {one.plan}")  # fmt: skip
+            click.echo(
+                f"{one.latency:9.2f} ms ({table.total / one.latency:.2f} times), importance {one.loss:.4f}: "
+                f"k={one.plan.mask.k}, removed: {one.plan}"
+            )
         return
     best = plan(found, table, budget, merged)
     predicted = table.predict(best, merged)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..errors import BadConfig, require
+from ..errors import BadConfig
 from ..finetuning import Finetune
 from ..records import as_options, read_json
 from ..running import CALIBRATED, FADING, Run
@@ -45,7 +45,8 @@ def _from_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     found = read_json(path)
     for name in (*STAGES, "options"):
         part = found.get(name) or {}
-        require(isinstance(part, dict), f"{path}: {name}: expected settings by name, found {part!r}")
+        if not isinstance(part, dict):
+            raise BadConfig(f"{path}: {name}: expected settings by name, found {part!r}")
     flat = {key: value for key, value in found.items() if key not in (*STAGES, "options")}
     flat["options"] = as_options(found.get("options"))
     for stage in STAGES:
@@ -64,8 +65,14 @@ def _from_file(context: click.Context, _: click.Parameter, path: Path | None) ->
 @settings(Train, "pretrain-", OWN, Run.pretrain)
 @settings(Search, "search-", OWN, Run.search)
 @settings(Finetune, "finetune-", OWN, FADING)
-@click.option("--config", type=Path, callback=_from_file, is_eager=True, expose_value=False,
-              help="A run's config.json, whose settings are taken where none is given here.")  # fmt: skip
+@click.option(
+    "--config",
+    type=Path,
+    callback=_from_file,
+    is_eager=True,
+    expose_value=False,
+    help="A run's config.json, whose settings are taken where none is given here.",
+)
 @click.option("--dry-run", is_flag=True, help="Try a few steps of each training and tell what the run would take.")
 @tensorboard_option
 @click.option("--out", type=Path, help="Folder for everything that the run makes.")
@@ -100,7 +107,8 @@ def run_command(
         say(rows.to_string(float_format="{:.3g}".format, formatters={"time": as_time, "GPU-time": as_time}))
         processes.finish()
         return
-    require(out is not None, "--out: expected a folder for what the run makes; found none")
+    if out is None:
+        raise BadConfig("--out: expected a folder for what the run makes; found none")
     assert out is not None
     record = dslib.run(config, out, click.echo, tensorboard)
     say(table(record.values))
@@ -124,8 +132,9 @@ def eval_command(
     logits = dslib.training.evaluating.predict(network.to(where), loaded.val, batch_size)
     accuracy = dslib.training.evaluating.top1(logits, loaded.val)
     loss = dslib.training.evaluating.loss_of(logits, loaded.val)
-    Log(echo=click.echo).say(f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(loaded.val)} images of "
-                             f"{loaded.image_size} px")  # fmt: skip
+    Log(echo=click.echo).say(
+        f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(loaded.val)} images of {loaded.image_size} px"
+    )
     processes.finish()
 
 
@@ -144,11 +153,13 @@ def table(values: dict[str, Any]) -> str:
     frame["accuracy"] *= 100
     frame[["macs", "parameters"]] /= 1e6
     speed = values["speedup"]
-    return "\n".join([
-        frame.rename(columns=HEADS | {"accuracy": "accuracy %"}).round(2).to_string(),
-        f"merged is {speed['ratio_of_medians']:.2f} times as fast "
-        f"(quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
-        f"{speed['rounds']} interleaved rounds, batch {values['batch_size']}, {values['runtime']})",
-        f"largest difference of merged to shrunk outputs: {values['largest_relative_difference']:.1e} of the largest; "
-        f"other top-1 on {values['top1_differences']} of {values['val_images']} images",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            frame.rename(columns=HEADS | {"accuracy": "accuracy %"}).round(2).to_string(),
+            f"merged is {speed['ratio_of_medians']:.2f} times as fast "
+            f"(quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
+            f"{speed['rounds']} interleaved rounds, batch {values['batch_size']}, {values['runtime']})",
+            f"largest difference of merged to shrunk outputs: {values['largest_relative_difference']:.1e} of the largest"
+            f"; other top-1 on {values['top1_differences']} of {values['val_images']} images",
+        ]
+    )

@@ -58,8 +58,10 @@ def main() -> None:
     except RuntimeError as error:
         if not processes.lost_another(error):
             raise
-        _fail(f"another process of this job ended ({first_line(error)[:100]}): see what it said; the same command "
-              "goes on from the last state")  # fmt: skip
+        _fail(
+            f"another process of this job ended ({first_line(error)[:100]}): see what it said; the same command "
+            "goes on from the last state"
+        )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -100,9 +102,20 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
 @click.option("--mask", "--plan", "plan_file", type=Path, help="A mask's or plan's JSON, to predict its latency.")
 @click.option("--out", type=Path, help="Where to keep the table as JSON.")
 def profile_command(
-    model: str, weights: str, options: tuple[str, ...], image_size: int, batch_size: int, boundary: str | None,
-    device: str, runtime: str, precision: str, longest: int, single: bool, plan_file: Path | None, out: Path | None,
-) -> None:  # fmt: skip
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    image_size: int,
+    batch_size: int,
+    boundary: str | None,
+    device: str,
+    runtime: str,
+    precision: str,
+    longest: int,
+    single: bool,
+    plan_file: Path | None,
+    out: Path | None,
+) -> None:
     """Measure each site kept, linear and merged on this device."""
     import dslib
     from dslib.measuring.devices import pick_device
@@ -110,8 +123,9 @@ def profile_command(
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
     sites = dslib.find_sites(network, image_size, single)
-    table = dslib.profile(network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision,
-                          longest=longest)  # fmt: skip
+    table = dslib.profile(
+        network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision, longest=longest
+    )
     click.echo(table.frame.round(3).to_string())
     click.echo(
         f"whole network {table.total:.2f} ms; ms per batch of {table.batch_size}; {table.device}, {table.runtime}"
@@ -135,9 +149,20 @@ def profile_command(
 @click.option("--cost", type=Path, help="Cost table from `dslib profile --out`; needed for --latency-weight.")
 @click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
 def search_command(
-    model: str, weights: str, options: tuple[str, ...], data: str, image_size: int | None, skip_corrupt: bool,
-    device: str, single: bool, cost: Path | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
-) -> None:  # fmt: skip
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    data: str,
+    image_size: int | None,
+    skip_corrupt: bool,
+    device: str,
+    single: bool,
+    cost: Path | None,
+    curves: Path | None,
+    tensorboard: bool,
+    out: Path,
+    **given: Any,
+) -> None:
     """Stage 1: learn every site's importance, and with it a mask for every k."""
     import dslib
 
@@ -166,9 +191,18 @@ def search_command(
 @click.option("--hoist/--no-hoist", default=True, show_default=True, help="Move padding to each block's input.")
 @click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
 def shrink_command(
-    model: str, weights: str, options: tuple[str, ...], search_file: Path | None, k: int | None,
-    mask_file: Path | None, data: str, image_size: int | None, boundary: str | None, hoist: bool, out: Path,
-) -> None:  # fmt: skip
+    model: str,
+    weights: str,
+    options: tuple[str, ...],
+    search_file: Path | None,
+    k: int | None,
+    mask_file: Path | None,
+    data: str,
+    image_size: int | None,
+    boundary: str | None,
+    hoist: bool,
+    out: Path,
+) -> None:
     """Take the activations of the removed sites out; weights stay."""
     import dslib
     from dslib.saving import activation
@@ -176,8 +210,17 @@ def shrink_command(
     network, loaded = trained_network(model, weights, options, data, image_size, False, "cpu")
     plan = _plan(search_file, k, mask_file)
     small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
-    recipe = dslib.Recipe(model, loaded.classes, loaded.image_size, parse_options(options), dict(plan.mask), boundary,
-                          runs=tuple(map(tuple, plan.runs)), hoist=hoist, dropped=tuple(plan.dropped))  # fmt: skip
+    recipe = dslib.Recipe(
+        model,
+        loaded.classes,
+        loaded.image_size,
+        parse_options(options),
+        dict(plan.mask),
+        boundary,
+        runs=tuple(map(tuple, plan.runs)),
+        hoist=hoist,
+        dropped=tuple(plan.dropped),
+    )
     click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}\nwritten: {dslib.save(out, small, recipe)}")
 
 
@@ -191,9 +234,19 @@ def shrink_command(
 @trust_option
 @click.option("--out", type=Path, required=True, help="Recipe to write.")
 def finetune_command(
-    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, teacher: Path | None,
-    teacher_weights: str | None, trust: str | None, curves: Path | None, tensorboard: bool, out: Path, **given: Any,
-) -> None:  # fmt: skip
+    recipe: Path,
+    data: str,
+    image_size: int | None,
+    skip_corrupt: bool,
+    device: str,
+    teacher: Path | None,
+    teacher_weights: str | None,
+    trust: str | None,
+    curves: Path | None,
+    tensorboard: bool,
+    out: Path,
+    **given: Any,
+) -> None:
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
     import torch
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BadData, first_line, nearest, require
+from ..errors import BadConfig, BadData, first_line, nearest
 from .augmenting import Crops, Shifts
 from .splits import FolderSplit, Split
 
@@ -51,8 +51,8 @@ def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = Fal
     Raises:
         BadData: if there is no such dataset, or it is empty or corrupt; the message says what to type.
     """
-    require(image_size is None or (isinstance(image_size, int) and image_size > 0),
-            f"image_size is in pixels: expected a positive whole number, found {image_size!r}")  # fmt: skip
+    if image_size is not None and not (isinstance(image_size, int) and image_size > 0):
+        raise BadConfig(f"image_size is in pixels: expected a positive whole number, found {image_size!r}")
     if name == "digits":
         return _digits(image_size or 32)
     if name == "cifar10":
@@ -84,9 +84,11 @@ def load_photos(
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    require(image_size > 0, f"image_size is in pixels, found {image_size}")
+    if not image_size > 0:
+        raise BadConfig(f"image_size is in pixels, found {image_size}")
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
-    require(bool(files), f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none", BadData)
+    if not files:
+        raise BadData(f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none")
     chosen = [(files[i], -1) for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]]
     folder: Any = SimpleNamespace(root=path, samples=chosen, targets=[-1] * len(chosen))
     return _read_all(folder, _centre(image_size, ""), skip_corrupt)
@@ -146,8 +148,8 @@ def _arrays(name: str, path: Path, image_size: int | None) -> Data:
 
 def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> Data:
     expected = ("x_train", "y_train", "x_test", "y_test")
-    require(set(expected) <= set(arrays), f"{name}: expected arrays {', '.join(expected)}, found "
-            f"{', '.join(sorted(arrays)) or 'none'}", BadData)  # fmt: skip
+    if not set(expected) <= set(arrays):
+        raise BadData(f"{name}: expected arrays {', '.join(expected)}, found {', '.join(sorted(arrays)) or 'none'}")
     size = image_size or min(arrays["x_train"].shape[1:3], default=0)
     splits = [_array_split(name, arrays[f"x_{part}"], arrays[f"y_{part}"], size) for part in ("train", "test")]
     classes = tuple(str(i) for i in range(int(max(split.labels.max() for split in splits)) + 1))
@@ -155,10 +157,10 @@ def _from_arrays(name: str, arrays: dict[str, Any], image_size: int | None) -> D
 
 
 def _array_split(name: str, x: Any, y: Any, size: int) -> Split:
-    require(x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and len(x) > 0,
-            f"{name}: expected images (N, H, W, 3) uint8, found {x.shape} {x.dtype}", BadData)  # fmt: skip
-    require(y.shape == (len(x),) and np.issubdtype(y.dtype, np.integer) and y.min() >= 0,
-            f"{name}: expected {len(x)} labels, numbers from 0 on, found {y.shape} {y.dtype}", BadData)  # fmt: skip
+    if not (x.ndim == 4 and x.shape[3] == 3 and x.dtype == np.uint8 and len(x) > 0):
+        raise BadData(f"{name}: expected images (N, H, W, 3) uint8, found {x.shape} {x.dtype}")
+    if not (y.shape == (len(x),) and np.issubdtype(y.dtype, np.integer) and y.min() >= 0):
+        raise BadData(f"{name}: expected {len(x)} labels, numbers from 0 on, found {y.shape} {y.dtype}")
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     if images.shape[2:] != (size, size):
         images = _centre(size, name)(images)
@@ -175,9 +177,12 @@ def _places() -> str:
 def _find_photos(name: str) -> Path:
     if name == "imagenet":
         path = find_file("imagenet", "imagenet-1k", "ILSVRC2012")
-        require(path is not None, f"ImageNet is not in {_places()}: set DSLIB_DATA to the folder that holds imagenet/, "
-                "or give the path of the folder that holds train/ and val/", BadData)  # fmt: skip
-        return path  # type: ignore[return-value]
+        if path is None:
+            raise BadData(
+                f"ImageNet is not in {_places()}: set DSLIB_DATA to the folder that holds imagenet/, "
+                "or give the path of the folder that holds train/ and val/"
+            )
+        return path
     path = find_file("imagenette128", "imagenette2-160", "imagenette2-320", "imagenette2")
     if path is not None:
         return path
@@ -196,8 +201,10 @@ def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
     """A folder with train/ and val/, one folder a class in each."""
     folders = [_image_folder(path / part) for part in ("train", "val")]
     train, val = folders
-    require(train.classes == val.classes, f"{path}: train/ and val/ hold different classes: "
-            f"{sorted(set(train.classes) ^ set(val.classes))[:5]}", BadData)  # fmt: skip
+    if train.classes != val.classes:
+        raise BadData(
+            f"{path}: train/ and val/ hold different classes: {sorted(set(train.classes) ^ set(val.classes))[:5]}"
+        )
     if len(train.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in train.classes):
         name = "imagenet"  # whatever its folder is called
     large = 3 * image_size**2 * (len(train) + len(val)) > IN_MEMORY_BYTES
@@ -217,8 +224,11 @@ def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
 def _image_folder(path: Path) -> ImageFolder:
     from torchvision.datasets import ImageFolder
 
-    require(path.is_dir(), f"no folder {path}: expected a dataset folder with train/ and val/ in it, "
-            "each with one folder of images a class", BadData)  # fmt: skip
+    if not path.is_dir():
+        raise BadData(
+            f"no folder {path}: expected a dataset folder with train/ and val/ in it, "
+            "each with one folder of images a class"
+        )
     try:
         return ImageFolder(str(path))
     except (FileNotFoundError, OSError) as error:
@@ -246,9 +256,11 @@ def _report_corrupt(folder: ImageFolder, whole: list[bool], skip_corrupt: bool) 
     corrupt = [path for (path, _), good in zip(folder.samples, whole, strict=True) if not good]
     if corrupt:
         report = f"{len(corrupt)} of {len(whole)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
-        require(skip_corrupt, f"{report}; mend or delete them, or pass --skip-corrupt", BadData)
+        if not skip_corrupt:
+            raise BadData(f"{report}; mend or delete them, or pass --skip-corrupt")
         print(f"warning: {report}; left out")
-    require(any(whole), f"{folder.root}: no readable image", BadData)
+    if not any(whole):
+        raise BadData(f"{folder.root}: no readable image")
 
 
 def _read(path: str, crop: Any) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..algebra.blocks import ghost_of, in_channels
 from ..algebra.graphs import dtype_of, removable_activations
 from ..algebra.tracing import trace
-from ..errors import BadModel, NotTraceable, first_line, require
+from ..errors import BadModel, NotTraceable, first_line
 from ..models.networks import find_head
 from ..shrinking import activation_module
 from ..sites import Site, Sites
@@ -74,8 +74,8 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
         BadModel: if it has no site, a site has no single input, or a layer cannot be scaled; the layer is named.
     Source: Fu et al., ICML 2022, section 1 (the motivating profiling).
     """
-    require(len(sites) > 0, "no site: nothing would be replaced; print(dslib.find_sites(model)) shows the blocks",
-            BadModel)  # fmt: skip
+    if not len(sites) > 0:
+        raise BadModel("no site: nothing would be replaced; print(dslib.find_sites(model)) shows the blocks")
     shape = (in_channels(model), sites.image_size, sites.image_size)
     wanted = count_macs(model, shape)
     plain = copy.deepcopy(model)
@@ -106,8 +106,8 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
             break
     assert best is not None
     error, width, multiple = best
-    require(error <= TOLERANCE, f"no width gives {wanted:,} MACs within {TOLERANCE:.0%}: {error:.1%} off at best",
-            BadModel)  # fmt: skip
+    if not error <= TOLERANCE:
+        raise BadModel(f"no width gives {wanted:,} MACs within {TOLERANCE:.0%}: {error:.1%} off at best")
     made, macs = scaled(plain, width, multiple)
     residual = [block for block in made.modules() if isinstance(block, DenseBlock) and block.residual]
     for block in residual:
@@ -117,7 +117,8 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
 
 def _dense_block(block: nn.Module, site: Site) -> DenseBlock:
     """What stands for a site, at its own widths."""
-    require(site.input_shape is not None, f"{site.name}: {site.reason or 'no single input'}", BadModel)
+    if site.input_shape is None:
+        raise BadModel(f"{site.name}: {site.reason or 'no single input'}")
     assert site.input_shape is not None
     before, dtype = (1, *site.input_shape), dtype_of(block)
     after = ghost_of(block)(torch.empty(before, device="meta", dtype=dtype)).shape
@@ -129,8 +130,11 @@ def _dense_block(block: nn.Module, site: Site) -> DenseBlock:
         act.inplace = True  # type: ignore[assignment]
     found = DenseBlock(before[1], after[1], kernel, stride, act)
     ours = copy.deepcopy(found).to("meta")(torch.empty(before, device="meta")).shape
-    require(ours == after, f"{site.name}: one convolution of kernel {kernel} and stride {stride} gives {tuple(ours)}, "
-            f"the block {tuple(after)}", BadModel)  # fmt: skip
+    if ours != after:
+        raise BadModel(
+            f"{site.name}: one convolution of kernel {kernel} and stride {stride} gives {tuple(ours)}, "
+            f"the block {tuple(after)}"
+        )
     return found.to(next(block.parameters()).device, dtype)
 
 
@@ -188,7 +192,8 @@ def _scaled(base: nn.Module, width: float, multiple: int, entries: set[str], hea
             module.reset_parameters()
         else:
             own = next(module.parameters(recurse=False), None)
-            require(own is None, f"{name} ({type(module).__name__}): its width cannot be scaled", BadModel)
+            if own is not None:
+                raise BadModel(f"{name} ({type(module).__name__}): its width cannot be scaled")
     return model
 
 

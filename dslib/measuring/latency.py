@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..algebra.folding import fold
-from ..errors import DslibError, first_line, require
+from ..errors import BadConfig, DslibError, first_line
 from .devices import Others, tune_allocator, wait_for
 from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, prepare, use_precision
 
@@ -112,14 +112,16 @@ def measure(
     Raises:
         BadConfig, DslibError: as `runtimes.prepare`.
     """
-    require(bool(models) and rounds > 0, "expected at least one network and one round to measure")
+    if not (bool(models) and rounds > 0):
+        raise BadConfig("expected at least one network and one round to measure")
     dtype = None if precision is None else dtype_for(precision)
     if tuned:
         tune_allocator()
     batches = {name: images if isinstance(images, Tensor) else images[name] for name in models}
     first = next(iter(batches.values()))
     device = first.device
-    require(precision != "tf32" or device.type == "cuda", f"precision tf32 is for GPUs, the images are on {device}")
+    if precision == "tf32" and device.type != "cuda":
+        raise BadConfig(f"precision tf32 is for GPUs, the images are on {device}")
     if folded:
         models = {name: fold_batchnorm(model, batches[name]) for name, model in models.items()}
 
@@ -169,7 +171,8 @@ def halving(run: Callable[[int], T], batch_size: int) -> T:
             if not is_out_of_memory(error):
                 raise
             reason = f"too little memory, even with one image a batch ({first_line(error)})"
-            require(batch_size > 1, reason, DslibError)
+            if batch_size <= 1:
+                raise DslibError(reason) from error
         batch_size //= 2
         warnings.warn(f"out of memory: begun again with {batch_size} images a batch", stacklevel=3)
 

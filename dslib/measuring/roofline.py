@@ -80,8 +80,9 @@ def find_peaks(
         placed = {name: layer.to(device, dtype) for name, layer in layers.items()}
         return measure(placed, images, rounds, precision=precision)
 
-    convolutions: dict[str, nn.Module] = {str(i): nn.Conv2d(c, c, 3, padding=1, bias=False)
-                                          for i, (c, _) in enumerate(CONVOLUTIONS)}  # fmt: skip
+    convolutions: dict[str, nn.Module] = {
+        str(i): nn.Conv2d(c, c, 3, padding=1, bias=False) for i, (c, _) in enumerate(CONVOLUTIONS)
+    }
     maps = {str(i): torch.randn(batch, c, s, s, device=device) for i, (c, s) in enumerate(CONVOLUTIONS)}
     convolved = timed(convolutions, maps)
     batch = convolved.batch_size
@@ -97,9 +98,14 @@ def find_peaks(
     many = torch.zeros(1, 1, 1, COPIED[kind] // dtype.itemsize, device=device, dtype=dtype)
     copied = timed({"copy": _Copy(many)}, {"copy": many})
     return Peaks(
-        max(rates), 2e-6 * side**3 / product.median("matmul"), 2e-6 * COPIED[kind] / copied.median("copy"),
-        str(device), precision, convolved.runtime, convolved.busy or product.busy or copied.busy,
-    )  # fmt: skip
+        max(rates),
+        2e-6 * side**3 / product.median("matmul"),
+        2e-6 * COPIED[kind] / copied.median("copy"),
+        str(device),
+        precision,
+        convolved.runtime,
+        convolved.busy or product.busy or copied.busy,
+    )
 
 
 def least_traffic(model: nn.Module, input_shape: tuple[int, int, int], batch_size: int = 1, width: int = 4) -> int:
@@ -141,7 +147,9 @@ def utilisation(
         moved = least_traffic(model, input_shape, timing.batch_size, dtype_for(peaks.precision).itemsize)
         reached, intensity = 1e-6 * flops / timing.median(name), flops / moved
         rows[name] = {
-            "gflops": reached, "share_of_peak": reached / peaks.conv_gflops,
-            "share_of_roof": reached / peaks.ceiling(intensity), "flops_per_byte": intensity,
-        }  # fmt: skip
+            "gflops": reached,
+            "share_of_peak": reached / peaks.conv_gflops,
+            "share_of_roof": reached / peaks.ceiling(intensity),
+            "flops_per_byte": intensity,
+        }
     return pd.DataFrame(rows).T

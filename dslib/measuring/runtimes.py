@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import BadConfig, DslibError, first_line, require
+from ..errors import BadConfig, DslibError, first_line
 
-PRECISIONS = {
-    "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
-}  # fmt: skip
+PRECISIONS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIMITS = {torch.float16: 2e-2, torch.bfloat16: 0.3}  # of the largest output, for a hundred layers; others: 1e-3
 _PLAIN = ("eager", "nchw")  # PyTorch itself: nothing to compare with
 _COMPILED = 256  # versions of one class that are kept compiled at a time
@@ -50,10 +48,11 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runner:
         DslibError: if it cannot run the network, or computes something else than PyTorch does.
     """
     known = runtime in RUNTIMES
-    require(known, f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}", BadConfig)
+    if not known:
+        raise BadConfig(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
     device = RUNTIMES[runtime].device
-    require(device in ("any", images.device.type),
-            f"runtime {runtime} runs on {device}, the images are on {images.device}", BadConfig)  # fmt: skip
+    if device not in ("any", images.device.type):
+        raise BadConfig(f"runtime {runtime} runs on {device}, the images are on {images.device}")
     try:
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the converters, about themselves
@@ -77,8 +76,11 @@ def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runner:
     expected = expected.float().cpu()
     difference = float((ready.output.float().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     limit = LIMITS.get(images.dtype, 1e-2 if _is_tf32() else 1e-3)
-    require(difference <= limit, f"{runtime} computes something else for "
-            f"{type(model).__name__}: it differs by {difference:.1e} of the largest output", DslibError)  # fmt: skip
+    if not difference <= limit:
+        raise DslibError(
+            f"{runtime} computes something else for "
+            f"{type(model).__name__}: it differs by {difference:.1e} of the largest output"
+        )
     return ready.run
 
 
@@ -96,7 +98,8 @@ def dtype_for(precision: str) -> torch.dtype:
         BadConfig: if there is no such precision.
     """
     known = precision in PRECISIONS
-    require(known, f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}", BadConfig)
+    if not known:
+        raise BadConfig(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     return PRECISIONS[precision]
 
 
@@ -198,9 +201,11 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
     device, number = images.device.type, images.device.index or 0
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device, device)
     reason = f"this onnxruntime does not run on {device}" + (": install onnxruntime-gpu" if device == "cuda" else "")
-    require(provider in onnxruntime.get_available_providers(), reason, BadConfig)
+    if provider not in onnxruntime.get_available_providers():
+        raise BadConfig(reason)
     settings = {"device_id": str(number), "use_tf32": str(int(_is_tf32()))} if device == "cuda" else {}
-    require(images.dtype != torch.bfloat16, "onnxruntime has no bfloat16 convolutions", BadConfig)
+    if images.dtype == torch.bfloat16:
+        raise BadConfig("onnxruntime has no bfloat16 convolutions")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -209,7 +214,9 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
         path = Path(folder) / "network.onnx"
         torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
         session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
-    require(provider in session.get_providers(), reason, BadConfig)  # it may fall back to the CPU
+    # it may fall back to the CPU
+    if provider not in session.get_providers():
+        raise BadConfig(reason)
     binding, array = session.io_binding(), images.cpu().numpy()
     place = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, number)
     binding.bind_ortvalue_input(session.get_inputs()[0].name, place)
@@ -224,11 +231,13 @@ def _openvino(model: nn.Module, images: Tensor) -> Ready:
     import openvino
 
     kinds = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-    require(images.dtype in kinds, f"openvino has no {images.dtype}", BadConfig)
+    if images.dtype not in kinds:
+        raise BadConfig(f"openvino has no {images.dtype}")
     hints = {
-        "INFERENCE_PRECISION_HINT": kinds[images.dtype], "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": kinds[images.dtype],
+        "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
-    }  # fmt: skip
+    }
     model, images = model.float(), images.float().contiguous()
     traced = torch.jit.trace(model, images, strict=False, check_trace=False)  # outputs are compared later
     converted = openvino.convert_model(traced, example_input=images, input=[tuple(images.shape)])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import find_file
-from ..errors import BadModel, first_line, nearest, require
+from ..errors import BadModel, first_line, nearest
 from .weights import load_state_dict
 
 
@@ -48,7 +48,8 @@ def load_model(
     torch.manual_seed(seed)
     options = dict(options or {})
     if weights == "none":
-        require(classes is None or len(classes) > 1, "expected at least two classes", BadModel)
+        if classes is not None and not len(classes) > 1:
+            raise BadModel("expected at least two classes")
         model = _build(name, None if classes is None else len(classes), options)
         return Loaded(model, False) if classes is None else Loaded(_fit_head(model, classes).model, False)
     pretrained = _pretrained(name, options) if weights == "default" else None
@@ -63,7 +64,8 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
         BadModel: if it has none.
     """
     linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    require(bool(linear), f"{type(model).__name__} has no linear layer: expected a classifier", BadModel)
+    if not linear:
+        raise BadModel(f"{type(model).__name__} has no linear layer: expected a classifier")
     return linear[-1]
 
 
@@ -105,11 +107,8 @@ def _build(name: str, num_classes: int | None, options: Mapping[str, Any]) -> nn
         model = function(**options)
     except Exception as error:  # the user's code runs: anything can be raised
         raise BadModel(f"{name} cannot be built with {options}: {first_line(error)}") from error
-    require(
-        isinstance(model, nn.Module),
-        f"{name} gave a {type(model).__name__}: expected a torch Module",
-        BadModel,
-    )
+    if not isinstance(model, nn.Module):
+        raise BadModel(f"{name} gave a {type(model).__name__}: expected a torch Module")
     return model
 
 
@@ -156,7 +155,8 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
     """The library's own pretrained network; None if a file under DSLIB_DATA stands for it."""
     if find_file(f"weights/{_bare(name)}.safetensors") is not None:
         return None
-    require(":" not in name, f"{name} has no 'default' weights: give a file, or 'none'", BadModel)
+    if ":" in name:
+        raise BadModel(f"{name} has no 'default' weights: give a file, or 'none'")
 
     function = _function(name)
     own = "weights" in inspect.signature(function).parameters  # torchvision's; timm has `pretrained`
@@ -164,8 +164,10 @@ def _pretrained(name: str, options: Mapping[str, Any]) -> nn.Module | None:
     try:
         return function(**options, **key)
     except Exception as error:  # network, hub and hash errors alike
-        raise BadModel(f"default weights of {name} cannot be downloaded ({first_line(error)}): go online, "
-                       f"or put weights/{_bare(name)}.safetensors into the folder DSLIB_DATA") from error  # fmt: skip
+        raise BadModel(
+            f"default weights of {name} cannot be downloaded ({first_line(error)}): go online, "
+            f"or put weights/{_bare(name)}.safetensors into the folder DSLIB_DATA"
+        ) from error
 
 
 def _bare(name: str) -> str:
@@ -174,10 +176,11 @@ def _bare(name: str) -> str:
 
 def _weights_path(name: str, weights: str) -> Path:
     path = find_file(f"weights/{_bare(name)}.safetensors") if weights == "default" else Path(weights)
-    require(path is not None and path.is_file(),
-            f"no weights file {weights!r}: expected 'none', 'default', or the path of a .safetensors or .pt file",
-            BadModel)  # fmt: skip
-    return path  # type: ignore[return-value]
+    if path is None or not path.is_file():
+        raise BadModel(
+            f"no weights file {weights!r}: expected 'none', 'default', or the path of a .safetensors or .pt file"
+        )
+    return path
 
 
 def _from_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
@@ -203,7 +206,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str) -> Non
         for k in own
         if k in state and state[k].shape != own[k].shape
     ]
-    problems = [f"{what}: {', '.join(keys[:3])}" for what, keys in
-                (("missing", missing), ("unknown", strange), ("wrong shape", wrong)) if keys]  # fmt: skip
-    require(not problems, f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}", BadModel)
+    problems = [
+        f"{what}: {', '.join(keys[:3])}"
+        for what, keys in (("missing", missing), ("unknown", strange), ("wrong shape", wrong))
+        if keys
+    ]
+    if problems:
+        raise BadModel(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(state)

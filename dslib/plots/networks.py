@@ -26,13 +26,7 @@ def plot_costs(frame: pd.DataFrame, batch_size: int) -> Figure:
     figure, axes = new_figure(7.5, 0.32 * len(frame) + 1.4)
     places = np.arange(len(frame))
     for i, (column, colour) in enumerate((("kept_ms", KEPT), ("linear_ms", LINEAR), ("merged_ms", MERGED))):
-        axes.barh(
-            places + (i - 1) * 0.27,
-            frame[column],
-            height=0.26,
-            color=colour,
-            label=column.removesuffix("_ms"),
-        )
+        axes.barh(places + (i - 1) * 0.27, frame[column], height=0.26, color=colour, label=column.removesuffix("_ms"))
     axes.set_yticks(places, frame.index)
     axes.invert_yaxis()
     axes.set_xlabel(f"latency, ms per batch of {batch_size}")
@@ -49,14 +43,17 @@ def plot_masks(masks: Mapping[int, Mask]) -> Figure:
     axes.set_xticks(np.arange(len(names)) + 0.5, names, rotation=60, ha="right")
     axes.set_yticks(np.arange(len(masks)) + 0.5, [str(k) for k in masks])
     axes.set_ylabel("k, sites kept")
-    axes.legend(handles=_patches({"kept": KEPT, "merged": MERGED}), frameon=False, ncols=2, loc="lower right",
-               bbox_to_anchor=(1, 1))  # fmt: skip
+    axes.legend(
+        handles=_patches({"kept": KEPT, "merged": MERGED}),
+        frameon=False,
+        ncols=2,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
     return figure
 
 
-def plot_mask(
-    mask: Mask, title: str = "", linear: Collection[str] = (), dropped: Collection[str] = ()
-) -> Figure:  # fmt: skip
+def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = (), dropped: Collection[str] = ()) -> Figure:
     """One network as a row of blocks: kept and linear ones three layers deep, merged ones one, dropped ones a wire.
 
     Args:
@@ -98,8 +95,15 @@ def plot_search(found: Found) -> Figure:
     end, gap = len(paths), max(np.ptp(np.append(paths, 1.0)) / 26, 1e-9)  # 26 names, one above the other, fill the axis
     order = np.argsort(paths[-1])
     for i, at in zip(order, _apart(paths[-1][order], gap), strict=True):
-        axes.annotate(list(found.m)[i], (end, paths[-1][i]), xytext=(1.03 * end, at), fontsize=7, va="center",
-                      annotation_clip=False, arrowprops={"arrowstyle": "-", "linewidth": 0.4})  # fmt: skip
+        axes.annotate(
+            list(found.m)[i],
+            (end, paths[-1][i]),
+            xytext=(1.03 * end, at),
+            fontsize=7,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4},
+        )
     axes.set_xticks(range(len(paths) + 1))
     axes.set(xlabel="epoch", ylabel="importance m")
     axes.legend(handles=_patches({"kept": KEPT, "removed": MERGED}), frameon=False)

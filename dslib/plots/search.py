@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 COLOURS = (KEPT, LINEAR, MERGED, ORIGINAL, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 MARKERS = "osD^v<>P"
 HUES = {  # the second half is of Tol's palette
-    "planner": "#D55E00", "search": MERGED, "depthshrinker": MERGED, "layers": LINEAR, "uniform": KEPT,
-    "metapruning": "#CC79A7", "keep the cheapest": "#000000",
-    "narrow-and-shrunk": "#882255", "random": "#AA4499", "evenly spaced": "#6699CC", "magnitude": "#332288",
-    "taylor": "#44AA99", "layer-folding": "#999933", "learned slopes": "#999933", "given-masks": "#661100",
+    "planner": "#D55E00",
+    "search": MERGED,
+    "depthshrinker": MERGED,
+    "layers": LINEAR,
+    "uniform": KEPT,
+    "metapruning": "#CC79A7",
+    "keep the cheapest": "#000000",
+    "narrow-and-shrunk": "#882255",
+    "random": "#AA4499",
+    "evenly spaced": "#6699CC",
+    "magnitude": "#332288",
+    "taylor": "#44AA99",
+    "layer-folding": "#999933",
+    "learned slopes": "#999933",
+    "given-masks": "#661100",
     "the paper's masks": "#661100",
-}  # fmt: skip
+}
 
 
 def hue(method: str, place: int = 0) -> str:
@@ -64,14 +75,28 @@ def plot_methods(frame: pd.DataFrame, original: float) -> Figure:
     """
     figure, axes = new_figure(7.0, 4.0)
     axes.axhline(100 * original, color=ORIGINAL, linewidth=1)
-    axes.annotate("original", (0.99, 100 * original), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                  textcoords="offset points", ha="right")  # fmt: skip
+    axes.annotate(
+        "original",
+        (0.99, 100 * original),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+    )
     for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
         points = part.groupby("speedup")[["measured_speedup", "accuracy"]]
         mean, spread = points.mean(), points.std().fillna(0.0)
-        axes.errorbar(mean["measured_speedup"], 100 * mean["accuracy"], xerr=spread["measured_speedup"],
-                      yerr=100 * spread["accuracy"], fmt=f"{MARKERS[i % 8]}-", color=hue(method, i), capsize=3,
-                      linewidth=1, label=method)  # fmt: skip
+        axes.errorbar(
+            mean["measured_speedup"],
+            100 * mean["accuracy"],
+            xerr=spread["measured_speedup"],
+            yerr=100 * spread["accuracy"],
+            fmt=f"{MARKERS[i % 8]}-",
+            color=hue(method, i),
+            capsize=3,
+            linewidth=1,
+            label=method,
+        )
     axes.set(xlabel="times as fast as the original, measured", ylabel="top-1 accuracy, %")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -87,11 +112,23 @@ def plot_widths(frame: pd.DataFrame, chosen: pd.DataFrame) -> Figure:
     figure, axes = new_figure(6.5, 4.0)
     for i, (width, part) in enumerate(frame.groupby("width")):
         mean = part.groupby("share")[["measured_speedup", "accuracy"]].mean().sort_values("measured_speedup")
-        axes.plot(mean["measured_speedup"], 100 * mean["accuracy"], f"{MARKERS[i % 8]}-", color=COLOURS[i % 8],
-                  label=f"width {width:g}")  # fmt: skip
+        axes.plot(
+            mean["measured_speedup"],
+            100 * mean["accuracy"],
+            f"{MARKERS[i % 8]}-",
+            color=COLOURS[i % 8],
+            label=f"width {width:g}",
+        )
     taken = chosen.groupby("share")[["measured_speedup", "accuracy"]].mean()
-    axes.plot(taken["measured_speedup"], 100 * taken["accuracy"], "o", color="#000000", markerfacecolor="none",
-              markersize=12, label="chosen")  # fmt: skip
+    axes.plot(
+        taken["measured_speedup"],
+        100 * taken["accuracy"],
+        "o",
+        color="#000000",
+        markerfacecolor="none",
+        markersize=12,
+        label="chosen",
+    )
     axes.set(xlabel="times as fast as the widest network, measured", ylabel="top-1 accuracy, %")
     axes.legend(frameon=False)
     return figure
@@ -108,8 +145,14 @@ def plot_reading() -> Figure:
     axes.annotate("", (1.4, 82), (np.interp(-82, [-86, -78], [1.6, 2.0]), 82), arrowprops=both)
     axes.annotate("at equal accuracy:\nhow much faster", (1.61, 81), ha="center", va="top")
     axes.annotate("", (1.2, 87), (1.2, np.interp(1.2, *better)), arrowprops=both)
-    axes.annotate("at equal speed:\nhow much more accurate", (1.17, 88.5), xytext=(-8, -40), textcoords="offset points",
-                  ha="center", va="top")  # fmt: skip
+    axes.annotate(
+        "at equal speed:\nhow much more accurate",
+        (1.17, 88.5),
+        xytext=(-8, -40),
+        textcoords="offset points",
+        ha="center",
+        va="top",
+    )
     axes.plot(1.0, 90, "*", color=ORIGINAL, markersize=14)
     axes.annotate("original", (1.0, 90), xytext=(0, 10), textcoords="offset points", ha="center")
     axes.set(xlabel="speed", ylabel="accuracy", xticks=[], yticks=[], xlim=(0.85, 2.3), ylim=(72, 93))
@@ -129,13 +172,27 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     best = [] if original is None else [original]
     for i, (method, part) in enumerate(means(frame).fillna(0.0).groupby("method", sort=False)):
         part = part.sort_values("speedup")
-        axes.errorbar(part["images_per_s"], 100 * part["accuracy"], xerr=part["images_per_s_std"],
-                      yerr=100 * part["accuracy_std"], fmt=f"{MARKERS[(i + i // 8) % 8]}-", color=hue(method, i),
-                      capsize=3, linewidth=1, label=method)  # fmt: skip
+        axes.errorbar(
+            part["images_per_s"],
+            100 * part["accuracy"],
+            xerr=part["images_per_s_std"],
+            yerr=100 * part["accuracy_std"],
+            fmt=f"{MARKERS[(i + i // 8) % 8]}-",
+            color=hue(method, i),
+            capsize=3,
+            linewidth=1,
+            label=method,
+        )
         best += list(part[["images_per_s", "accuracy"]].itertuples(index=False, name=None))
     line = unbeaten(best)
-    axes.step(*zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True), where="pre", color="#000000",
-              linewidth=0.8, linestyle=":", label="nothing is faster and better")  # fmt: skip
+    axes.step(
+        *zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True),
+        where="pre",
+        color="#000000",
+        linewidth=0.8,
+        linestyle=":",
+        label="nothing is faster and better",
+    )
     if original is not None:
         axes.plot(original[0], 100 * original[1], "*", color=ORIGINAL, markersize=12, label="original")
     axes.set(xlabel="images per second", ylabel="top-1 accuracy, %", title=title)

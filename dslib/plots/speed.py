@@ -28,8 +28,13 @@ def plot_roofline(peaks: Peaks, points: Mapping[tuple[str, str], tuple[float, fl
     ridge = peaks.conv_gflops / peaks.bandwidth_gb_s
     ends = np.geomspace(min(*intensities, ridge) / 2, max(*intensities, ridge) * 2, 200)
     axes.plot(ends, [peaks.ceiling(x) for x in ends], color="#666666", linewidth=1.5)
-    axes.annotate(f"{peaks.conv_gflops:.0f} GFLOP/s, convolutions", (ends[-1], peaks.conv_gflops), xytext=(0, 4),
-                  textcoords="offset points", ha="right")  # fmt: skip
+    axes.annotate(
+        f"{peaks.conv_gflops:.0f} GFLOP/s, convolutions",
+        (ends[-1], peaks.conv_gflops),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+    )
     for model in dict.fromkeys(model for model, _ in points):
         pair = [points[model, kind] for kind in COLOURS if (model, kind) in points]
         axes.plot(*zip(*pair, strict=True), color="#999999", linewidth=0.8, zorder=1)
@@ -68,8 +73,15 @@ def plot_speedups(speedups: Mapping[str, Mapping[str, float]], published: Mappin
         for i, where in enumerate(dict.fromkeys(where for row in table.values() for where in row)):
             found = [(row[where], places[model]) for model, row in table.items() if where in row]
             colour = MERGED if filled else LINEAR
-            axes.plot(*zip(*found, strict=True), markers[i % len(markers)], color=colour, label=where, markersize=7,
-                      markerfacecolor=colour if filled else "none", linestyle="none")  # fmt: skip
+            axes.plot(
+                *zip(*found, strict=True),
+                markers[i % len(markers)],
+                color=colour,
+                label=where,
+                markersize=7,
+                markerfacecolor=colour if filled else "none",
+                linestyle="none",
+            )
     axes.set_yticks([places[model] for model in models], models)
     axes.set(xlabel="dense counterpart, times as fast as the original", ylim=(0.6 - len(models), 0.6))
     axes.set_xlim(left=0)
@@ -87,8 +99,12 @@ def plot_steps(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Figure:
         axes.barh(places + (i - 0.5) * 0.38, speeds, height=0.36, color=colour, label=kind)
         most = max(most, *speeds)
     for place, row in zip(places, rows, strict=True):
-        axes.text(1.02 * max(values["images_per_s"] for values in row["networks"].values()), place,
-                  f"{row['speedup']:.2f} x", va="center")  # fmt: skip
+        axes.text(
+            1.02 * max(values["images_per_s"] for values in row["networks"].values()),
+            place,
+            f"{row['speedup']:.2f} x",
+            va="center",
+        )
     axes.set_yticks(places, [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.set(xlabel=f"images per second, batch {batch_size}", xlim=(0, 1.15 * most))

@@ -61,8 +61,15 @@ def plot_drift(drifts: Mapping[str, pd.DataFrame], removed: Collection[str] = ()
     figure, panels = new_figure(10.0, 3.4, columns=2)
     for axes, column in zip(panels, ("mean", "spread"), strict=True):
         for i, (name, frame) in enumerate(drifts.items()):
-            axes.plot(np.arange(1, len(frame) + 1), frame[column], MARKERS[i % 8] + "-", color=HUES[i % len(HUES)],
-                      markersize=3, linewidth=1, label=name)  # fmt: skip
+            axes.plot(
+                np.arange(1, len(frame) + 1),
+                frame[column],
+                MARKERS[i % 8] + "-",
+                color=HUES[i % len(HUES)],
+                markersize=3,
+                linewidth=1,
+                label=name,
+            )
         for place, norm in enumerate(next(iter(drifts.values())).index, 1):
             if norm.startswith(tuple(f"{block}." for block in removed)):
                 axes.axvspan(place - 0.5, place + 0.5, color="#EEEEEE", linewidth=0, zorder=0)
@@ -111,11 +118,18 @@ def plot_gains(gains: Mapping[str, pd.DataFrame], published: Mapping[str, pd.Ser
     for i, (mask, frame) in enumerate(gains.items()):
         colour, marker = HUES[i % len(HUES)], MARKERS[i % 8]
         place = np.arange(len(ways)) + step * (i - len(gains) + 0.5)
-        axes.errorbar(place, frame["mean"], yerr=frame["std"], fmt=marker, color=colour, capsize=3,
-                      label=f"mask {mask}, ours")  # fmt: skip
+        axes.errorbar(
+            place, frame["mean"], yerr=frame["std"], fmt=marker, color=colour, capsize=3, label=f"mask {mask}, ours"
+        )
         if mask in published:
-            axes.plot(place + step * len(gains), published[mask][ways], marker, color=colour, markerfacecolor="none",
-                      label=f"mask {mask}, paper")  # fmt: skip
+            axes.plot(
+                place + step * len(gains),
+                published[mask][ways],
+                marker,
+                color=colour,
+                markerfacecolor="none",
+                label=f"mask {mask}, paper",
+            )
     axes.set_xticks(range(len(ways)), ways)
     axes.set(xlim=(-0.6, len(ways) - 0.4), ylabel="accuracy over plain finetuning's, points")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))

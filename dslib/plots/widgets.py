@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..errors import DslibError, first_line, require
+from ..errors import BadConfig, DslibError, first_line
 
 if TYPE_CHECKING:
     from ipywidgets import HTML, SelectionSlider, Stack, Text, VBox, Widget
@@ -37,9 +37,12 @@ def explore(
 
 
 def explore_two(
-    panes: Mapping[str, Mapping[str, str]], first: str, second: str, start: str | None = None,
+    panes: Mapping[str, Mapping[str, str]],
+    first: str,
+    second: str,
+    start: str | None = None,
     live: Callable[[str, str], str] | None = None,
-) -> VBox:  # fmt: skip
+) -> VBox:
     """Two sliders over precomputed panes; the page moves both without a kernel.
 
     Args:
@@ -51,10 +54,11 @@ def explore_two(
     """
     import ipywidgets
 
-    require(bool(panes), "explore_two: expected at least one pane")
+    if not panes:
+        raise BadConfig("explore_two: expected at least one pane")
     inner_values = list(next(iter(panes.values())))
-    require(all(list(row) == inner_values for row in panes.values()),
-            f"explore_two: every row needs the same values of {second!r}: {', '.join(inner_values)}")  # fmt: skip
+    if not all(list(row) == inner_values for row in panes.values()):
+        raise BadConfig(f"explore_two: every row needs the same values of {second!r}: {', '.join(inner_values)}")
     outer, inner = _slider(list(panes), first, start), _slider(inner_values, second, None)
     rows = [_stack([_pane(pane) for pane in row.values()], inner) for row in panes.values()]
     children = [outer, inner, _stack(rows, outer)]
@@ -67,12 +71,17 @@ def explore_two(
 def _slider(values: list[str], label: str, start: str | None) -> SelectionSlider:
     import ipywidgets
 
-    require(bool(values), "explore: expected at least one pane")
-    require(start is None or start in values, f"explore: start is {start!r}, expected one of {', '.join(values)}")
+    if not values:
+        raise BadConfig("explore: expected at least one pane")
+    if start is not None and start not in values:
+        raise BadConfig(f"explore: start is {start!r}, expected one of {', '.join(values)}")
     return ipywidgets.SelectionSlider(
-        options=values, index=values.index(start) if start is not None else 0, description=label,
-        style={"description_width": "initial"}, layout={"width": "min(36em, 95%)"},
-    )  # fmt: skip
+        options=values,
+        index=values.index(start) if start is not None else 0,
+        description=label,
+        style={"description_width": "initial"},
+        layout={"width": "min(36em, 95%)"},
+    )
 
 
 def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from ..errors import BadConfig, require
+from ..errors import BadConfig
 from . import processes
 from .settings import PRECISIONS
 
@@ -34,15 +34,16 @@ class Engine:
         from lightning_fabric.strategies import DDPStrategy
 
         device = next(model.parameters()).device
-        require(
-            precision != "float16" or device.type == "cuda", "precision float16 needs a GPU: use bfloat16", BadConfig
-        )
+        if precision == "float16" and device.type != "cuda":
+            raise BadConfig("precision float16 needs a GPU: use bfloat16")
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         settings: dict[str, Any] = {"devices": [device.index or 0] if device.type == "cuda" else 1}
         if processes.count() > 1:
             slopes = any(isinstance(m, nn.PReLU) for m in model.modules())  # no gradient where a gate is closed
-            nodes, local = (int(os.environ.get(f"{kind}_WORLD_SIZE", usual))
-                            for kind, usual in (("GROUP", 1), ("LOCAL", processes.count())))  # fmt: skip
+            nodes, local = (
+                int(os.environ.get(f"{kind}_WORLD_SIZE", usual))
+                for kind, usual in (("GROUP", 1), ("LOCAL", processes.count()))
+            )
             settings = {"devices": local, "num_nodes": nodes, "strategy": DDPStrategy(find_unused_parameters=slopes)}
         self._fabric = Fabric(accelerator=device.type, precision=PRECISIONS[precision], **settings)  # type: ignore[arg-type]
         self._fabric.launch()

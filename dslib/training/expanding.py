@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..data.datasets import Data
 from ..data.splits import decoded_by
-from ..errors import BadModel, require
+from ..errors import BadConfig, BadModel
 from ..merging import merge, shrunk_blocks
 from ..shrinking import fade, set_fade, settle
 from ..sites import Mask, find_sites
@@ -46,9 +46,11 @@ class Boost(Train):
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        require(self.ratio > 0, f"ratio: expected more than 0, found {self.ratio}")
+        if not self.ratio > 0:
+            raise BadConfig(f"ratio: expected more than 0, found {self.ratio}")
         possible = 0 <= self.fade_from < self.fade_to <= 1
-        require(possible, f"fade_from, fade_to: expected 0 <= from < to <= 1, found {self.fade_from}, {self.fade_to}")
+        if not possible:
+            raise BadConfig(f"fade_from, fade_to: expected 0 <= from < to <= 1, found {self.fade_from}, {self.fade_to}")
 
 
 class Expanded(nn.Module):
@@ -64,8 +66,8 @@ class Expanded(nn.Module):
         wide = max(1, round(conv.in_channels * ratio))
         self.expand = nn.Conv2d(conv.in_channels, wide, 1, bias=False)
         self.norm1, self.act1 = nn.BatchNorm2d(wide), nn.ReLU6()
-        self.depthwise = nn.Conv2d(wide, wide, conv.kernel_size, conv.stride, conv.padding, conv.dilation,  # type: ignore[arg-type]
-                                   groups=wide, bias=False)  # fmt: skip
+        like: dict[str, Any] = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        self.depthwise = nn.Conv2d(wide, wide, conv.kernel_size, groups=wide, bias=False, **like)  # type: ignore[arg-type]
         self.norm2, self.act2 = nn.BatchNorm2d(wide), nn.ReLU6()
         self.project = nn.Conv2d(wide, conv.out_channels, 1, bias=False)
         for layer in (self.expand, self.depthwise, self.project):
@@ -95,7 +97,8 @@ def expand(model: nn.Module, ratio: float = 2.0, image_size: int = 224, seed: in
     """
     larger = copy.deepcopy(model)
     names = [name for name, conv, _ in _pairs(model) if conv.in_channels > 4]
-    require(bool(names), "no dense convolution with a BatchNorm behind it: nothing to expand", BadModel)
+    if not names:
+        raise BadModel("no dense convolution with a BatchNorm behind it: nothing to expand")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for name in names:
@@ -161,8 +164,9 @@ def boost(
         set_fade(larger, min(1.0, max(0.0, (progress - config.fade_from) / (config.fade_to - config.fade_from))))
 
     loss = cross_entropy(config.label_smoothing)
-    history = train(larger, data, loss, config, before_step=move, after_epoch=note, checkpoint=checkpoint,
-                    title="expanded", log=log)  # fmt: skip
+    history = train(
+        larger, data, loss, config, before_step=move, after_epoch=note, checkpoint=checkpoint, title="expanded", log=log
+    )
     return Trained(contract(larger, small).eval(), history)
 
 
@@ -174,9 +178,14 @@ def _pairs(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, str]]:
         if not list(module.children()) or isinstance(module, nn.BatchNorm2d)
     ]  # timm's holds its activation
     for (name, conv), (behind, norm) in itertools.pairwise(leaves):
-        if (type(conv) is nn.Conv2d and conv.groups == 1 and conv.padding_mode == "zeros"
-                and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-                and norm.num_features == conv.out_channels):  # fmt: skip
+        if (
+            type(conv) is nn.Conv2d
+            and conv.groups == 1
+            and conv.padding_mode == "zeros"
+            and isinstance(norm, nn.BatchNorm2d)
+            and norm.running_mean is not None
+            and norm.num_features == conv.out_channels
+        ):
             yield name, conv, behind
 
 
@@ -192,5 +201,8 @@ def _check_back(larger: nn.Module, small: nn.Module, image_size: int) -> None:
         images = torch.rand(2, 3, image_size, image_size, device=first.device, dtype=first.dtype)
         own, back = linear(images), contract(larger, small).eval()(images)
     same = bool((own - back).abs().max() <= TOLERANCE * own.abs().max().clamp(min=1e-6))
-    require(same, "the network's layers are not called in the order in which they are registered: it cannot be put "
-            "back after expanding", BadModel)  # fmt: skip
+    if not same:
+        raise BadModel(
+            "the network's layers are not called in the order in which they are registered: it cannot be put "
+            "back after expanding"
+        )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.augmenting import chance_of, draws, erased, mixed, rand_augment
 from ..data.datasets import Data
 from ..data.splits import Batch, FolderSplit, Split, Told, check_batch_size, collated, deaf, normalise, whole
-from ..errors import BadConfig, require
+from ..errors import BadConfig
 from . import processes
 from .settings import Train
 
@@ -38,10 +38,11 @@ class Feed:
 
     def __init__(self, data: Data, config: Train, device: torch.device) -> None:
         rounds = config.accumulate * processes.count()
-        require(config.batch_size % rounds == 0 and config.batch_size // rounds >= 2,
+        if not (config.batch_size % rounds == 0 and config.batch_size // rounds >= 2):
+            raise BadConfig(
                 f"batch_size {config.batch_size}: expected two images or more for each of {config.accumulate} "
-                f"micro-batches in {processes.count()} processes, all alike: give a multiple of {rounds}",
-                BadConfig)  # fmt: skip
+                f"micro-batches in {processes.count()} processes, all alike: give a multiple of {rounds}"
+            )
         check_batch_size(config.batch_size, data.train)
         self.split, self.classes, self.config, self.device = data.train, len(data.classes), config, device
         self.steps, self._micro = len(data.train) // config.batch_size, config.batch_size // rounds
@@ -91,9 +92,15 @@ class Feed:
         workers = split.workers if config.workers is None else config.workers
         if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
             workers = 0
-        loader = DataLoader(files, batch_sampler=pieces.tolist(), num_workers=workers, worker_init_fn=deaf,
-                            collate_fn=collated, generator=torch.Generator(),
-                            pin_memory=self.device.type == "cuda")  # fmt: skip
+        loader = DataLoader(
+            files,
+            batch_sampler=pieces.tolist(),
+            num_workers=workers,
+            worker_init_fn=deaf,
+            collate_fn=collated,
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+        )
         yield from whole(loader)
 
     def _finished(self, epoch: int, chosen: Tensor, images: Tensor, labels: Tensor) -> Batch:

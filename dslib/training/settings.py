@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import require
+from ..errors import Settings, ranged
 
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}  # as Fabric calls them
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Settings):
     """Settings of one training; defaults are the paper's on ImageNet, but for `rand_augment` (5) and `erase` (0.25).
 
     Args:
@@ -39,50 +39,27 @@ class Train:
         seed: of data order, augmentation and dropout.
     """
 
-    epochs: int = 180
-    lr: float = 0.1
-    batch_size: int = 256
-    warmup: float = 0.0
-    final_lr: float = 5e-6
-    momentum: float = 0.9
-    weight_decay: float = 1e-5
-    label_smoothing: float = 0.1
-    clip: float = 5.0
+    epochs: int = ranged(180, "0 or more")
+    lr: float = ranged(0.1, "more than 0")
+    batch_size: int = ranged(256, "2 or more (BatchNorm needs them)")
+    warmup: float = ranged(0.0, "0 or more")
+    final_lr: float = ranged(5e-6, "0 or more")
+    momentum: float = ranged(0.9, "0 to less than 1")
+    weight_decay: float = ranged(1e-5, "0 or more")
+    label_smoothing: float = ranged(0.1, "0 to less than 1")
+    clip: float = ranged(5.0, "more than 0")
     augment: bool = True
-    rand_augment: int = 0
-    erase: float = 0.0
-    mixup: float = 0.0
+    rand_augment: int = ranged(0, "0 to 10")
+    erase: float = ranged(0.0, "0 to 1")
+    mixup: float = ranged(0.0, "0 or more")
     freeze_batchnorm: bool = False
-    accumulate: int = 1
-    precision: str = "float32"
+    accumulate: int = ranged(1, "1 or more")
+    precision: str = ranged("float32", f"one of {', '.join(PRECISIONS)}")
     compile: bool = False
-    ema: float = 0.0
-    workers: int | None = None
-    save_minutes: float = 10.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        require(self.epochs >= 0, f"epochs: expected 0 or more, found {self.epochs}")
-        require(
-            self.batch_size >= 2,
-            f"batch_size: expected 2 or more (BatchNorm needs them), found {self.batch_size}",
-        )
-        require(self.lr > 0, f"lr: expected more than 0, found {self.lr}")
-        require(0 <= self.label_smoothing < 1, f"label_smoothing: expected 0 to 1, found {self.label_smoothing}")
-        require(self.clip > 0, f"clip: expected more than 0, found {self.clip}")
-        require(0 <= self.momentum < 1, f"momentum: expected 0 to 1, found {self.momentum}")
-        require(0 <= self.rand_augment <= 10, f"rand_augment: expected 0 to 10, found {self.rand_augment}")
-        require(0 <= self.erase <= 1, f"erase: expected 0 to 1, found {self.erase}")
-        require(0 <= self.ema < 1, f"ema: expected 0 to 1, found {self.ema}")
-        require(self.accumulate >= 1, f"accumulate: expected 1 or more, found {self.accumulate}")
-        require(self.precision in PRECISIONS,
-                f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")  # fmt: skip
-        require(self.save_minutes > 0, f"save_minutes: expected more than 0, found {self.save_minutes}")
-        for name in ("warmup", "weight_decay", "final_lr", "mixup"):
-            require(getattr(self, name) >= 0, f"{name}: expected 0 or more, found {getattr(self, name)}")
-        require(self.seed >= 0, f"seed: expected 0 or more, found {self.seed}")
-        require(self.workers is None or self.workers >= 0, f"workers: expected 0 or more, found {self.workers}")
+    ema: float = ranged(0.0, "0 to less than 1")
+    workers: int | None = ranged(None, "0 or more")
+    save_minutes: float = ranged(10.0, "more than 0")
+    seed: int = ranged(0, "0 or more")
 
 
 def lr_at(progress: float, config: Train) -> float:

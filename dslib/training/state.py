@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.datasets import Data
-from ..errors import BadConfig, BadRecord, require
+from ..errors import BadConfig, BadRecord
 from ..models.weights import digest, load_tensors, save_tensors
 from . import processes
 from .engine import Average
@@ -125,8 +125,9 @@ def _readable(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise BadConfig(f"{path} cannot be read ({error.strerror or error}): mend that, or remove it to start this "
-                        "stage again") from error  # fmt: skip
+        raise BadConfig(
+            f"{path} cannot be read ({error.strerror or error}): mend that, or remove it to start this stage again"
+        ) from error
 
 
 History = list[dict[str, Any]]
@@ -156,9 +157,16 @@ class Snapshots:
     """
 
     def __init__(
-        self, path: Path, model: nn.Module, optimizer: torch.optim.SGD, average: Average | None, scaler: Any,
-        data: Data, config: Train, about: str,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        average: Average | None,
+        scaler: Any,
+        data: Data,
+        config: Train,
+        about: str,
+    ) -> None:
         self._path, self._optimizer, self._average, self._scaler = path, optimizer, average, scaler
         self._model = model
         settings = {key: value for key, value in asdict(config).items() if key not in FREE}
@@ -212,24 +220,33 @@ class Snapshots:
         """Raise `BadRecord` unless this is a state of a training, `BadConfig` if it is another's."""
         damaged = f"{self._path} is no state of a training that can be taken up"
         config, place = meta.get("config"), meta.get("place")
-        require(isinstance(config, dict) and isinstance(place, dict) and isinstance(meta.get("about"), str),
-                damaged, BadRecord)  # fmt: skip
+        if not (isinstance(config, dict) and isinstance(place, dict) and isinstance(meta.get("about"), str)):
+            raise BadRecord(damaged)
         own = self._identity["config"]
         assert isinstance(config, dict)
         assert isinstance(own, dict)
-        other = [f"{key} {config.get(key)!r} there, {own.get(key)!r} here" for key in sorted({*config, *own})
-                 if config.get(key) != own.get(key)]  # fmt: skip
+        other = [
+            f"{key} {config.get(key)!r} there, {own.get(key)!r} here"
+            for key in sorted({*config, *own})
+            if config.get(key) != own.get(key)
+        ]
         if not other and meta["about"] != self._identity["about"]:
             other = ["another network, dataset, teacher or cost table"]
-        require(not other, f"{self._path} is of a training with other settings ({'; '.join(other)}): give the same, "
-                "or choose another --out", BadConfig)  # fmt: skip
+        if other:
+            raise BadConfig(
+                f"{self._path} is of a training with other settings ({'; '.join(other)}): give the same, "
+                "or choose another --out"
+            )
         try:
             self._check_tensors(tensors)
-            own_place = Place(**place)  # type: ignore[arg-type]
+            own_place = Place(**place)
             whole = [own_place.epoch, own_place.step, len(own_place.history)]
-            require(all(isinstance(n, int) and n >= 0 for n in whole) and whole[2] <= whole[0] + 1, damaged, BadRecord)
-            require(self._average is None or isinstance(meta["average_steps"], int), damaged, BadRecord)
-            require(self._scaler is None or isinstance(meta["scaler"], dict), damaged, BadRecord)
+            if not (all(isinstance(n, int) and n >= 0 for n in whole) and whole[2] <= whole[0] + 1):
+                raise BadRecord(damaged)
+            if self._average is not None and not isinstance(meta["average_steps"], int):
+                raise BadRecord(damaged)
+            if self._scaler is not None and not isinstance(meta["scaler"], dict):
+                raise BadRecord(damaged)
             float(own_place.total), float(own_place.seconds)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BadRecord(damaged) from error
@@ -244,7 +261,8 @@ class Snapshots:
             tensors[name].shape == tensor.shape and tensors[name].dtype == tensor.dtype
             for name, tensor in wanted.items()
         )
-        require(same, f"{self._path} holds other tensors than this training", BadRecord)
+        if not same:
+            raise BadRecord(f"{self._path} holds other tensors than this training")
 
 
 def _part(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -141,8 +141,10 @@ class Pulse:
         what = "loss" if not math.isfinite(loss) else "gradient's norm"
         if not math.isfinite(loss) or (self._gradients and not math.isfinite(norm)):
             found = loss if what == "loss" else norm
-            raise DslibError(f"{self._title}: the {what} is {found} at epoch {epoch + 1}, batch {step + 1}: "
-                             f"lower the learning rate (lr {self._lr:g})")  # fmt: skip
+            raise DslibError(
+                f"{self._title}: the {what} is {found} at epoch {epoch + 1}, batch {step + 1}: "
+                f"lower the learning rate (lr {self._lr:g})"
+            )
         self.total += loss / processes.count()
         self.stop, self.save = stop > 0, save > 0
 
@@ -205,8 +207,10 @@ class Meter:
         rate = self._images / max(time.perf_counter() - self._began, 1e-9)
         minutes = (self._left - self._images) / max(rate, 1e-9) / 60
         accuracy = f", accuracy {row['val_accuracy']:.2%}" if "val_accuracy" in row else ""
-        return (f"{self._title} {row['epoch']}/{epochs}: loss {row['loss']:.4f}{accuracy}; {rate:.0f} images/s, "
-                f"{minutes:.0f} minutes left")  # fmt: skip
+        return (
+            f"{self._title} {row['epoch']}/{epochs}: loss {row['loss']:.4f}{accuracy}; {rate:.0f} images/s, "
+            f"{minutes:.0f} minutes left"
+        )
 
     def close(self) -> None:
         """Take the progress bar away."""

@@ -106,11 +106,14 @@ def test_shapes_are_predicted_on_meta_without_weights():
     ("first", "second", "text"),
     [
         (Affine(torch.ones(3, 2, 1, 1)), Affine(torch.ones(2, 2, 1, 1)), "3 output channels, the second expects 2"),
-        (Affine(torch.ones(2, 2, 1, 1), torch.ones(2)), Affine(torch.ones(2, 2, 3, 3), padding=(1, 1, 1, 1)),
-         "hoist the padding"),
+        (
+            Affine(torch.ones(2, 2, 1, 1), torch.ones(2)),
+            Affine(torch.ones(2, 2, 3, 3), padding=(1, 1, 1, 1)),
+            "hoist the padding",
+        ),
         (Affine(torch.ones(2, 2, 3, 3)), Affine(torch.ones(2, 2, 3, 3), padding=(1, 1, 1, 1)), "kernel \\(3, 3\\)"),
     ],
-)  # fmt: skip
+)
 def test_compose_refuses_what_is_not_one_convolution(first, second, text):
     with pytest.raises(NotMergeable, match=text):
         affine.compose(first, second)

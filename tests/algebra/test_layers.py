@@ -143,10 +143,19 @@ def test_a_block_that_splits_its_input_needs_its_shape():
 
 
 # families with something of their own: concatenations, chunks, splits, pooled shortcuts, optional arguments
-@pytest.mark.parametrize("name", [
-    "torchvision/shufflenet_v2_x1_0", "torchvision/inception_v3", "timm/res2net50_26w_4s", "timm/resnet50d",
-    "timm/dla34", "timm/hgnetv2_b0", "timm/repvit_m1", "timm/ghostnet_100",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torchvision/shufflenet_v2_x1_0",
+        "torchvision/inception_v3",
+        "timm/res2net50_26w_4s",
+        "timm/resnet50d",
+        "timm/dla34",
+        "timm/hgnetv2_b0",
+        "timm/repvit_m1",
+        "timm/ghostnet_100",
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
 @torch.no_grad()
 def test_families_merge(name):

@@ -16,8 +16,16 @@ from dslib.searching import add_gates
 from dslib.sites import Sites
 from dslib.training.settings import Train
 
-COST = CostTable({f"blocks.{i}": 5.0 for i in range(3)}, {f"blocks.{i}": 9.0 for i in range(3)},
-                 {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0}, 20.0, 1, 16, "cpu", "eager")  # fmt: skip
+COST = CostTable(
+    {f"blocks.{i}": 5.0 for i in range(3)},
+    {f"blocks.{i}": 9.0 for i in range(3)},
+    {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0},
+    20.0,
+    1,
+    16,
+    "cpu",
+    "eager",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in RIVALS if name != "the paper's masks"])
@@ -96,8 +104,9 @@ def test_slopes_move_at_the_defaults(tiny, digits):
 
 
 def test_the_first_mask_within_a_budget():
-    masks = [Found({"blocks.0": 1.0, "blocks.1": 3.0, "blocks.2": 2.0}, (), tuple(COST.kept)).mask(k)
-             for k in (3, 2, 1, 0)]  # fmt: skip
+    masks = [
+        Found({"blocks.0": 1.0, "blocks.1": 3.0, "blocks.2": 2.0}, (), tuple(COST.kept)).mask(k) for k in (3, 2, 1, 0)
+    ]
     assert within(masks, COST, 20.0).k == 3
     assert within(masks, COST, 17.0).k == 1
     costly = replace(COST, merged={**COST.merged, "blocks.2": 6.0})

@@ -27,8 +27,9 @@ def test_what_is_cut_has_the_statistics_of_what_is_left(digits):
     assert not network.training
 
 
-@pytest.mark.parametrize(("recipe", "fades", "frozen"), [("gentle", False, True), ("gentle", True, False),
-                                                         ("usual", False, False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("recipe", "fades", "frozen"), [("gentle", False, True), ("gentle", True, False), ("usual", False, False)]
+)
 def test_statistics_are_frozen_only_where_nothing_fades(recipe, fades, frozen, digits, monkeypatch):
     configs = []
     monkeypatch.setattr(tuning, "_timed", lambda *given: configs.append(given[3]) or (given[0], []))
@@ -81,9 +82,12 @@ def test_a_timing_while_the_machine_changed_its_pace_is_made_again(monkeypatch):
     even, busy = (timing([2.0, 2.1, 2.2, 2.3, 2.4], [1.0] * 5, others) for others in (0.0, 9.0))
     budget, network = Budget(1.5, 8), nn.Conv2d(3, 1, 1)
     for given, quiet, expected in (
-        ([even], True, even), ([busy], False, busy), ([skewed, even], False, even), ([busy, even], True, even),
+        ([even], True, even),
+        ([busy], False, busy),
+        ([skewed, even], False, even),
+        ([busy, even], True, even),
         ([skewed] * 3, False, skewed),
-    ):  # fmt: skip
+    ):
         found = iter(given)
         monkeypatch.setattr(Budget, "timing", lambda *_, found=found, **__: next(found))
         assert budget.steady(network, network, quiet) is expected

@@ -60,11 +60,13 @@ def smaller_ring(layer, ring, padding, through=hoisting._through):
 
 
 MUTATIONS = {
-    "epsilon": (interpreting, "from_batchnorm", no_epsilon), "mean": (interpreting, "from_batchnorm", no_mean),
-    "stride": (affine, "compose", first_stride_only), "sign of padding": (affine, "pad_input", other_sign),
+    "epsilon": (interpreting, "from_batchnorm", no_epsilon),
+    "mean": (interpreting, "from_batchnorm", no_mean),
+    "stride": (affine, "compose", first_stride_only),
+    "sign of padding": (affine, "pad_input", other_sign),
     "flipped taps": (affine, "_full_convolution", other_corner),
     "hoisted too little": (hoisting, "_through", smaller_ring),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -137,8 +139,14 @@ def test_ingredients_of_calibration(monkeypatch, digits):
     found = [
         (row["mask"], row["images"], row["seed"]) for row in rows if row["ingredients"] == "+ ridge on images held back"
     ]
-    assert found == [("ranked k=2", 64, 0), ("ranked k=2", 64, 1), ("ranked k=1", 64, 0), ("ranked k=1", 64, 1),
-                     ("ranked k=2", 16, 0), ("ranked k=2", 16, 1)]  # fmt: skip
+    assert found == [
+        ("ranked k=2", 64, 0),
+        ("ranked k=2", 64, 1),
+        ("ranked k=1", 64, 0),
+        ("ranked k=1", 64, 1),
+        ("ranked k=2", 16, 0),
+        ("ranked k=2", 16, 1),
+    ]
     assert len(rows) == 6 + 2 * 3
     assert all(0 <= row["accuracy"] <= 1 and row["seconds"] > 0 for row in rows)
     assert "--k 2 --k 1 --images 16 --images 64 --seeds 2" in record.command
@@ -168,8 +176,14 @@ def test_speedup_and_starts(monkeypatch, digits, tmp_path):
     record = starts.record_starts(*given, tmp_path / "starts.json")
     rows = [row for row in record.values["rows"] if not row["tuning"]]
     found = [(row["start"], row["seed"], row["minutes"]) for row in rows]
-    assert found == [("fading", 0, 0.04), ("calibrated", 0, 0.04), ("fading", 1, 0.04), ("calibrated", 1, 0.04),
-                     ("fading", 0, 0.05), ("calibrated", 0, 0.05)]  # fmt: skip
+    assert found == [
+        ("fading", 0, 0.04),
+        ("calibrated", 0, 0.04),
+        ("fading", 1, 0.04),
+        ("calibrated", 1, 0.04),
+        ("fading", 0, 0.05),
+        ("calibrated", 0, 0.05),
+    ]
     for start in starts.STARTS:
         tried = [row for row in record.values["rows"] if row["tuning"] and row["start"] == start]
         assert {(row["recipe"], row["lr"]) for row in tried} == {("usual", 0.01), ("gentle", 0.01)}
@@ -201,8 +215,9 @@ def test_rows_stand_once_they_are_measured(tmp_path):
     for i in (1, 2):
         rows.add({"i": i, "at": (i,)}, lambda i=i: measure(i), keep_errors=True)
     assert Record.load(path).values == {
-        "n": 3, "rows": [{"i": 1, "at": [1], "ms": 1, "commit": "abc"}, {"i": 2, "at": [2], "error": "not today"}]
-    }  # fmt: skip
+        "n": 3,
+        "rows": [{"i": 1, "at": [1], "ms": 1, "commit": "abc"}, {"i": 2, "at": [2], "error": "not today"}],
+    }
     again = Rows(replace(blank, commit="def"), path)
     for i in (1, 2):
         again.add({"i": i, "at": (i,)}, lambda i=i: measure(i))
@@ -256,8 +271,17 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
         return dslib.Plan(dslib.Mask({site: site != name for site in found.order}), dropped=[name]), (1.5, 1.4, 1.6)
 
     monkeypatch.setattr(networks, "for_speedup", for_speedup)
-    given = {"model": "conftest:wide", "data": "digits", "image_size": 16, "ks": (1, 2), "count": 64, "rank_count": 32,
-             "runtimes": ("eager",), "planned_on": "nchw", "echo": lambda _: None}  # fmt: skip
+    given = {
+        "model": "conftest:wide",
+        "data": "digits",
+        "image_size": 16,
+        "ks": (1, 2),
+        "count": 64,
+        "rank_count": 32,
+        "runtimes": ("eager",),
+        "planned_on": "nchw",
+        "echo": lambda _: None,
+    }
     record = networks.record_networks(tmp_path, **given)
     rows = {row["network"]: row for row in record.values["rows"]}
     assert {name: len(row["removed"]) for name, row in rows.items()} == {"original": 0, "k1": 2, "k2": 1, "x1.5": 1}

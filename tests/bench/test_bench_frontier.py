@@ -43,8 +43,16 @@ def small(monkeypatch, digits):
     monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), True))
     accuracies = iter([0.9, 0.1, 0.5, 0.2, *[0.4] * 20])
     monkeypatch.setattr(frontier, "evaluate", lambda *_: next(accuracies))
-    return Frontier(methods=("half",), speedups=(1.2, 9.0), repeated=(1.2,), seeds=2, held=32, lrs=(0.1, 0.03),
-                    gentle_lrs=(0.01,), device="cpu")  # fmt: skip
+    return Frontier(
+        methods=("half",),
+        speedups=(1.2, 9.0),
+        repeated=(1.2,),
+        seeds=2,
+        held=32,
+        lrs=(0.1, 0.03),
+        gentle_lrs=(0.01,),
+        device="cpu",
+    )
 
 
 def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
@@ -202,14 +210,20 @@ def test_a_row_that_another_process_makes_is_not_claimed(tmp_path):
 
 def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
     rows = [
-        ("ours", 1.5, 0, 150.0, 0.8), ("ours", 1.5, 1, 170.0, 0.7), ("ours", 3.0, 0, 300.0, 0.4),
-        ("theirs", 1.5, 0, 120.0, 0.8), ("theirs", 3.0, 0, 400.0, 0.5), ("theirs", 9.0, 0, None, None),
-    ]  # fmt: skip
+        ("ours", 1.5, 0, 150.0, 0.8),
+        ("ours", 1.5, 1, 170.0, 0.7),
+        ("ours", 3.0, 0, 300.0, 0.4),
+        ("theirs", 1.5, 0, 120.0, 0.8),
+        ("theirs", 3.0, 0, 400.0, 0.5),
+        ("theirs", 9.0, 0, None, None),
+    ]
     found = means(pd.DataFrame(rows, columns=["method", "speedup", "seed", "images_per_s", "accuracy"]))
     assert found[["method", "speedup", "images_per_s", "accuracy", "seeds"]].values.tolist() == [
-        ["ours", 1.5, 160.0, 0.75, 2], ["ours", 3.0, 300.0, 0.4, 1],
-        ["theirs", 1.5, 120.0, 0.8, 1], ["theirs", 3.0, 400.0, 0.5, 1],
-    ]  # fmt: skip
+        ["ours", 1.5, 160.0, 0.75, 2],
+        ["ours", 3.0, 300.0, 0.4, 1],
+        ["theirs", 1.5, 120.0, 0.8, 1],
+        ["theirs", 3.0, 400.0, 0.5, 1],
+    ]
     assert found["accuracy_std"][0] == pytest.approx(0.05 * 2**0.5)
     assert fastest(found, 0.6)["images_per_s"] == 160.0
     assert fastest(found, 0.81) is None

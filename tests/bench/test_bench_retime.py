@@ -16,8 +16,16 @@ from dslib.errors import BadConfig, BadRecord
 from dslib.measuring.latency import Timing, count_parameters
 from dslib.records import Record
 
-CONFIG = {"model": "conftest:wide", "options": [], "data": "digits", "image_size": 16, "latency_batch": 4,
-          "runtime": "eager", "precision": None, "device": "cpu"}  # fmt: skip
+CONFIG = {
+    "model": "conftest:wide",
+    "options": [],
+    "data": "digits",
+    "image_size": 16,
+    "latency_batch": 4,
+    "runtime": "eager",
+    "precision": None,
+    "device": "cpu",
+}
 KEY = {"speedup": 1.5, "seed": 0, "accuracy": 0.5, "measured_speedup": 9.0, "original_ms": 1.0, "timing_busy": True}
 ROWS = [
     {"way": "original", "accuracy": 0.9},
@@ -60,8 +68,17 @@ def test_points_are_built_again_and_measured_in_turns_with_the_original(record, 
     found = retime.record_retimed(record, echo=told.append)
     way, trial, layers, taylor, failed = found.values["rows"]
     assert (way, trial, failed) == (ROWS[0], ROWS[1], ROWS[4])
-    assert layers == {**ROWS[2], "measured_speedup": 1.48, "q25": 1.48, "q75": 1.48, "ms": 2.0, "original_ms": 2.96,
-                      "meets": True, "timing_busy": False, "runtime": "eager, float32"}  # fmt: skip
+    assert layers == {
+        **ROWS[2],
+        "measured_speedup": 1.48,
+        "q25": 1.48,
+        "q75": 1.48,
+        "ms": 2.0,
+        "original_ms": 2.96,
+        "meets": True,
+        "timing_busy": False,
+        "runtime": "eager, float32",
+    }
     assert taylor == {name: value for name, value in ROWS[3].items() if name not in retime.LATENCY}
     assert len(asked) == 2  # the second time it was not busy
     networks, budget = asked[-1]
@@ -70,8 +87,10 @@ def test_points_are_built_again_and_measured_in_turns_with_the_original(record, 
     gone = count_parameters(wide()[1]) + count_parameters(wide()[3])
     assert count_parameters(networks["original"]) - count_parameters(networks["network"]) == gone
     start = "asked for 1.5 times, seed 0: "
-    assert told == [f"layers, {start}1.48 times", f"taylor, {start}its record does not say which channels are left: "
-                    "no latency"]  # fmt: skip
+    assert told == [
+        f"layers, {start}1.48 times",
+        f"taylor, {start}its record does not say which channels are left: no latency",
+    ]
     frame = table(found)
     assert frame["measured_speedup"].dropna().tolist() == [1.48]
 

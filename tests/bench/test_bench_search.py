@@ -22,8 +22,17 @@ from dslib.profiling import CostTable
 from dslib.records import Record
 
 NAMES = [f"blocks.{i}" for i in range(3)]
-COST = CostTable(dict.fromkeys(NAMES, 5.0), dict.fromkeys(NAMES, 4.0), dict.fromkeys(NAMES, 3.0), 20.0, 4, 16, "cpu",
-                 "eager", runs={"blocks.0+blocks.1": 4.0})  # fmt: skip
+COST = CostTable(
+    dict.fromkeys(NAMES, 5.0),
+    dict.fromkeys(NAMES, 4.0),
+    dict.fromkeys(NAMES, 3.0),
+    20.0,
+    4,
+    16,
+    "cpu",
+    "eager",
+    runs={"blocks.0+blocks.1": 4.0},
+)
 
 
 ANY = tuple(method for method in METHODS if method != "the paper's masks")  # which are for 17 sites
@@ -36,8 +45,18 @@ def small(monkeypatch, digits):
     monkeypatch.setattr(methods, "load_model", lambda *_: model)
     monkeypatch.setattr(methods, "profile", lambda *_, **__: COST)
     monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
-    return Matrix("tiny", "digits", methods=ANY, speedups=(1.1, 1.3, 9.0), seeds=1, search_epochs=1, count=64,
-                  rank_count=32, batch_size=4, device="cpu")  # fmt: skip
+    return Matrix(
+        "tiny",
+        "digits",
+        methods=ANY,
+        speedups=(1.1, 1.3, 9.0),
+        seeds=1,
+        search_epochs=1,
+        count=64,
+        rank_count=32,
+        batch_size=4,
+        device="cpu",
+    )
 
 
 def test_methods_meet_the_budget_and_rows_stand(small, tmp_path, monkeypatch):
@@ -83,7 +102,11 @@ def test_a_record_grows_by_methods_budgets_and_seeds(small, tmp_path):
     more = record_methods(replace(few, methods=("random", "evenly spaced"), seeds=2), None, out, lambda _: None)
     rows = [row for row in more.values["rows"] if "method" in row]
     assert [(row["method"], row["seed"]) for row in rows] == [
-        ("random", 0), ("evenly spaced", 0), ("random", 1), ("evenly spaced", 1)]  # fmt: skip
+        ("random", 0),
+        ("evenly spaced", 0),
+        ("random", 1),
+        ("evenly spaced", 1),
+    ]
     assert rows[0] == next(row for row in first.values["rows"] if "method" in row)
     assert "--method random --method 'evenly spaced' --speedup 1.1 --seeds 2" in more.command
     assert ";" not in more.command  # the second command makes what the first one did
@@ -124,8 +147,17 @@ def test_widths_and_masks_under_one_budget(monkeypatch, digits, tmp_path):
     monkeypatch.setattr(joint, "load_data", lambda *_: digits)
     monkeypatch.setattr(joint, "profile", lambda *_, **__: COST)
     monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
-    settings = Widths("conftest:widened", data="digits", widths=(1.0, 0.5), shares=(0.9, 0.1), seeds=2,
-                      pretrain_epochs=1, count=64, batch_size=4, device="cpu")  # fmt: skip
+    settings = Widths(
+        "conftest:widened",
+        data="digits",
+        widths=(1.0, 0.5),
+        shares=(0.9, 0.1),
+        seeds=2,
+        pretrain_epochs=1,
+        count=64,
+        batch_size=4,
+        device="cpu",
+    )
     out, told = tmp_path / "joint.json", []
     record = record_joint(settings, None, out, told.append)
     rows = joint.results(record)
@@ -184,8 +216,16 @@ def test_the_sign_of_the_latency_weight(monkeypatch, digits, tmp_path):
     monkeypatch.setattr(sign, "load_data", lambda *_: digits)
     monkeypatch.setattr(sign, "load_model", lambda *_, **__: Loaded(randomise_batchnorm(Tiny()), False))
     monkeypatch.setattr(sign, "pretrain", lambda *_, **__: None)
-    cost = CostTable({n: 5.0 for n in NAMES}, {n: 5.0 for n in NAMES}, dict(zip(NAMES, (4.0, 1.0, 3.0), strict=True)),
-                     20.0, 4, 16, "cpu", "eager")  # fmt: skip
+    cost = CostTable(
+        {n: 5.0 for n in NAMES},
+        {n: 5.0 for n in NAMES},
+        dict(zip(NAMES, (4.0, 1.0, 3.0), strict=True)),
+        20.0,
+        4,
+        16,
+        "cpu",
+        "eager",
+    )
     monkeypatch.setattr(sign, "profile", lambda *_: cost)
     told = []
     record = record_sign((0.0, 100.0), 2, 2, 1, out=tmp_path / "sign.json", echo=told.append)
@@ -257,10 +297,12 @@ def test_what_the_records_are_said_to_show():
 
 
 def test_the_margin_over_random_masks():
-    frame = pd.DataFrame([
-        {"method": method, "speedup": 1.2, "accuracy": accuracy}
-        for method, accuracy in [("planner", 0.9), ("planner", 0.8), ("random", 0.5), ("random", 0.7)]
-    ])  # fmt: skip
+    frame = pd.DataFrame(
+        [
+            {"method": method, "speedup": 1.2, "accuracy": accuracy}
+            for method, accuracy in [("planner", 0.9), ("planner", 0.8), ("random", 0.5), ("random", 0.7)]
+        ]
+    )
     row = methods.over_random(frame).loc[1.2]
     assert row["difference"] == pytest.approx(0.25)
     assert row["standard_error"] == pytest.approx(((0.05 + 0.1) ** 2 - 2 * 0.05 * 0.1) ** 0.5)

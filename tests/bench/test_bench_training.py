@@ -25,8 +25,15 @@ def teacher(tmp_path):
 
 
 def test_three_accuracies_of_a_mask_resumable(tmp_path, teacher):
-    given = {"model": "mobilenet_v2", "weights": str(teacher), "options": {"width_mult": 0.1}, "data": "digits",
-             "epochs": 1, "device": "cpu", "out": tmp_path / "r.json"}  # fmt: skip
+    given = {
+        "model": "mobilenet_v2",
+        "weights": str(teacher),
+        "options": {"width_mult": 0.1},
+        "data": "digits",
+        "epochs": 1,
+        "device": "cpu",
+        "out": tmp_path / "r.json",
+    }
     said = []
     record = ablation.record_ablation("F", seeds=1, **given, echo=said.append)
     rows = record.values["rows"]
@@ -54,8 +61,16 @@ def test_a_mask_that_is_none_of_the_papers(tmp_path):
 
 def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path, monkeypatch):
     monkeypatch.setattr(expand, "TRIED", 6)
-    given = {"model": "mobilenet_v2", "options": {"width_mult": 0.1}, "data": "digits", "epochs": 1, "lr": 0.4,
-             "batch_size": 64, "device": "cpu", "out": tmp_path / "e.json"}  # fmt: skip
+    given = {
+        "model": "mobilenet_v2",
+        "options": {"width_mult": 0.1},
+        "data": "digits",
+        "epochs": 1,
+        "lr": 0.4,
+        "batch_size": 64,
+        "device": "cpu",
+        "out": tmp_path / "e.json",
+    }
     record = expand.record_expand(seeds=1, **given, echo=lambda _: None)
     timing, expanded, plain = record.values["rows"]
     assert timing["slower"] > 1

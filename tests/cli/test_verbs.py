@@ -27,16 +27,52 @@ def test_the_stages_one_by_one(tmp_path, npz):
     steps = [
         ("sites", *trained, "--image-size", "16"),
         ("profile", *trained, "--image-size", "16", "--batch-size", "2", "--out", "cost.json"),
-        ("profile", *trained, "--image-size", "16", "--batch-size", "2", "--runtime", "nchw", "--precision", "bfloat16",
-         "--mask", "mask.json"),
-        ("search", *trained, "--data", npz, "--k", "1", *short, "--cost", "cost.json", "--latency-weight", "0.1",
-         "--out", "s.json"),
-        ("shrink", *trained, "--data", npz, "--search", "s.json", "--k", "1", "--boundary", "ReLU6",
-         "--out", "small.json"),
-        ("finetune", "small.json", "--data", npz, *short, "--teacher", "r/original.json", "--out", "done.json",
-         *TRUST),
+        (
+            "profile",
+            *trained,
+            "--image-size",
+            "16",
+            "--batch-size",
+            "2",
+            "--runtime",
+            "nchw",
+            "--precision",
+            "bfloat16",
+            "--mask",
+            "mask.json",
+        ),
+        (
+            "search",
+            *trained,
+            "--data",
+            npz,
+            "--k",
+            "1",
+            *short,
+            "--cost",
+            "cost.json",
+            "--latency-weight",
+            "0.1",
+            "--out",
+            "s.json",
+        ),
+        (
+            "shrink",
+            *trained,
+            "--data",
+            npz,
+            "--search",
+            "s.json",
+            "--k",
+            "1",
+            "--boundary",
+            "ReLU6",
+            "--out",
+            "small.json",
+        ),
+        ("finetune", "small.json", "--data", npz, *short, "--teacher", "r/original.json", "--out", "done.json", *TRUST),
         ("merge", "done.json", "--out", "merged.json", *TRUST),
-    ]  # fmt: skip
+    ]
     dslib.Mask({f"blocks.{i}": i == 1 for i in range(3)}).save(tmp_path / "mask.json")
     outs = []
     for words in steps:
@@ -94,7 +130,7 @@ def test_plans_borders_and_export_on_the_command_line(tmp_path, npz, refused):
         ("merge", "kept.json", "--border-size", "16", "--out", "bias.json", *TRUST),
         ("export", "bias.json", "--out", "bias.onnx", *TRUST),
         ("bench", "merge", "--cases", "3", "--out", "fuzz.json"),
-    ]  # fmt: skip
+    ]
     outs = [call(*words, cwd=tmp_path) for words in steps]
     assert [status for status, _, _ in outs] == [0] * len(steps), outs
     assert "merged 2 sites" in outs[1][1]
@@ -177,8 +213,13 @@ def test_each_benchmark_is_called_with_what_it_takes(name, monkeypatch):
 
 
 def test_records_are_compared_on_the_command_line(tmp_path):
-    row = {"model": "m", "runtime": "eager", "precision": "float32", "batch_size": 1, "networks": {
-        "dense": {"images_per_s": 8.0, "speedup": 1.25, "speedup_q25": 1.2, "speedup_q75": 1.3}}}  # fmt: skip
+    row = {
+        "model": "m",
+        "runtime": "eager",
+        "precision": "float32",
+        "batch_size": 1,
+        "networks": {"dense": {"images_per_s": 8.0, "speedup": 1.25, "speedup_q25": 1.2, "speedup_q75": 1.3}},
+    }
     for name, threads in (("a", 2), ("b", 16)):
         machine = {"processor": "P", "threads": threads}
         Record("table1", "dslib bench table1", {}, {"rows": [row]}, machine).save(tmp_path / f"{name}.json")

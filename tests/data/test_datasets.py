@@ -238,11 +238,16 @@ def test_weights_that_do_not_fit(tmp_path):
         dslib.load_model("resnet18", None, "nowhere")
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("nopackage:f", "no model 'nopackage:f'"), ("conftest:nothing", "no model"), ("conftest:build", "cannot be built"),
-    ("conftest:broken", "cannot be built with .*: integer division"),
-    ("builtins:dict", "expected a torch Module"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("nopackage:f", "no model 'nopackage:f'"),
+        ("conftest:nothing", "no model"),
+        ("conftest:build", "cannot be built"),
+        ("conftest:broken", "cannot be built with .*: integer division"),
+        ("builtins:dict", "expected a torch Module"),
+    ],
+)
 def test_functions_that_are_no_model(name, text):
     with pytest.raises(BadModel, match=text):
         dslib.load_model(name)

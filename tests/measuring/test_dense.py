@@ -58,8 +58,10 @@ def test_a_network_that_cannot_be_widened():
         def forward(self, x):
             return self.head(self.blocks(self.stem(x)).mean((2, 3))[:, :6])
 
-    for model, text in ((Odd(), r"norm \(GroupNorm\): its width cannot be scaled"),
-                        (Fixed(), "Fixed does not run with all widths times")):  # fmt: skip
+    for model, text in (
+        (Odd(), r"norm \(GroupNorm\): its width cannot be scaled"),
+        (Fixed(), "Fixed does not run with all widths times"),
+    ):
         with pytest.raises(BadModel, match=text):
             dense(model, dslib.find_sites(model, 32))
     with pytest.raises(BadModel, match="no site"):

@@ -24,10 +24,14 @@ def test_latency_over_its_weight():
 
 
 def test_methods_with_their_spread():
-    frame = pd.DataFrame({
-        "method": ["planner", "planner", "random"], "speedup": [1.2, 1.2, 1.2],
-        "measured_speedup": [1.1, 1.3, 1.2], "accuracy": [0.9, 0.92, 0.8],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "method": ["planner", "planner", "random"],
+            "speedup": [1.2, 1.2, 1.2],
+            "measured_speedup": [1.1, 1.3, 1.2],
+            "accuracy": [0.9, 0.92, 0.8],
+        }
+    )
     axes = search_plots.plot_methods(frame, 0.95).axes[0]
     planner, random = (container.lines[0] for container in axes.containers)
     assert points(planner) == [(1.2, 91)]
@@ -37,10 +41,15 @@ def test_methods_with_their_spread():
 
 
 def test_widths_and_what_was_chosen():
-    frame = pd.DataFrame({
-        "width": [1.0, 1.0, 0.5, 0.5], "share": [0.8, 0.4, 0.8, 0.4], "seed": 0,
-        "measured_speedup": [1.2, 2.4, 1.5, 2.6], "accuracy": [0.8, 0.5, 0.7, 0.6],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "width": [1.0, 1.0, 0.5, 0.5],
+            "share": [0.8, 0.4, 0.8, 0.4],
+            "seed": 0,
+            "measured_speedup": [1.2, 2.4, 1.5, 2.6],
+            "accuracy": [0.8, 0.5, 0.7, 0.6],
+        }
+    )
     axes = search_plots.plot_widths(frame, pd.concat([frame.iloc[[0, 3]], frame.iloc[[3]].assign(accuracy=0.8)])).axes[
         0
     ]
@@ -65,10 +74,14 @@ def test_the_frontier_is_what_nothing_beats():
         (10, 0.9),
         (30, 0.8),
     ]
-    frame = pd.DataFrame({
-        "method": ["planner", "planner", "layers", "uniform"], "speedup": 1.5,
-        "images_per_s": [300.0, 320.0, 305.0, None], "accuracy": [0.9, 0.92, 0.8, None],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "method": ["planner", "planner", "layers", "uniform"],
+            "speedup": 1.5,
+            "images_per_s": [300.0, 320.0, 305.0, None],
+            "accuracy": [0.9, 0.92, 0.8, None],
+        }
+    )
     axes = search_plots.plot_frontier(frame, (200.0, 0.95), "two cores").axes[0]
     planner, layers = (container.lines[0] for container in axes.containers)
     assert points(planner) == [(310, 91)]

@@ -145,8 +145,10 @@ def test_images_from_disk_are_augmented_alike_by_any_number_of_workers(folder):
     assert torch.equal(state[1], torch.get_rng_state())
     assert alone.shape == (12, 3, 24, 24)
     assert torch.equal(images_of(Feed(data, replace(config, workers=2), CPU)), alone)
-    assert torch.equal(images_of(Feed(data, replace(config, workers=2, batch_size=6), CPU)).sum((1, 2, 3)).sort()[0],
-                       alone.sum((1, 2, 3)).sort()[0])  # fmt: skip
+    assert torch.equal(
+        images_of(Feed(data, replace(config, workers=2, batch_size=6), CPU)).sum((1, 2, 3)).sort()[0],
+        alone.sum((1, 2, 3)).sort()[0],
+    )
     plain = images_of(Feed(data, replace(config, augment=False), CPU))
     held = torch.cat([images for images, _ in data.train.batches(4)])
     torch.testing.assert_close(plain.sum((1, 2, 3)).sort()[0], held.sum((1, 2, 3)).sort()[0])
@@ -213,8 +215,14 @@ def test_a_stall_of_a_thousand_images_is_told_though_epochs_are_short(digits, mo
 
     split = replace(digits.train, images=images[:200], labels=digits.train.labels.repeat(2)[:200], augment=stalling)
     config = Train(epochs=5, batch_size=20)  # a thousand images, half a second of stall an epoch
-    train(Tiny(10), replace(digits, train=split), cross_entropy(), config, log=Log(echo=said.append),
-          after_epoch=lambda _: time.sleep(0.2) or {})  # fmt: skip
+    train(
+        Tiny(10),
+        replace(digits, train=split),
+        cross_entropy(),
+        config,
+        log=Log(echo=said.append),
+        after_epoch=lambda _: time.sleep(0.2) or {},
+    )
     assert any("waits for its images" in line for line in said) == (seconds > 0)
 
 

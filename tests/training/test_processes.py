@@ -73,11 +73,15 @@ def job(folder, processes_, settings, stop=0):
     folder.mkdir(exist_ok=True)
     script = folder / "work.py"
     script.write_text(WORK.format(tests=str(ROOT / "tests")))
-    words = [TORCHRUN, "--standalone", "--nproc-per-node", str(processes_), script] if processes_ > 1 else \
-        [sys.executable, script]  # fmt: skip
+    words = (
+        [TORCHRUN, "--standalone", "--nproc-per-node", str(processes_), script]
+        if processes_ > 1
+        else [sys.executable, script]
+    )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*words, folder, json.dumps(settings), str(stop)], env=environment, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [*words, folder, json.dumps(settings), str(stop)], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return torch.load(folder / "found.pt", weights_only=True), torch.load(folder / "model.pt", weights_only=True)
 
@@ -147,8 +151,13 @@ def test_two_processes_search_a_network_whose_activations_have_weights(tmp_path)
     script, out = tmp_path / "search.py", tmp_path / "found.json"
     script.write_text(SEARCH.format(tests=str(ROOT / "tests")))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([TORCHRUN, "--standalone", "--nproc-per-node", "2", script, out], env=environment,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [TORCHRUN, "--standalone", "--nproc-per-node", "2", script, out],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert dslib.Found.load(out).mask(1).k == 1
 
@@ -170,12 +179,38 @@ def test_processes_stopped_in_the_middle_of_an_epoch_go_on_as_two_or_one(tmp_pat
 
 
 def test_a_killed_process_ends_the_job_with_a_message_and_not_a_hang(tmp_path, npz):
-    words = [TORCHRUN, "--standalone", "--nproc-per-node", "2", "--no-python", Path(sys.executable).with_name("dslib"),
-             "run", *MODEL, "--data", npz, "--k", "1", "--out", "r", "--device", "cpu", "--pretrain-epochs", "4000",
-             "--pretrain-batch-size", "16"]  # fmt: skip
+    words = [
+        TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--no-python",
+        Path(sys.executable).with_name("dslib"),
+        "run",
+        *MODEL,
+        "--data",
+        npz,
+        "--k",
+        "1",
+        "--out",
+        "r",
+        "--device",
+        "cpu",
+        "--pretrain-epochs",
+        "4000",
+        "--pretrain-batch-size",
+        "16",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
-    process = subprocess.Popen([str(word) for word in words], cwd=tmp_path, env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     try:
         for line in process.stdout:
             if line.startswith("train the original 3/"):
@@ -242,12 +277,18 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
         model.classifier[1].bias.zero_()
     weights = save_tensors(tmp_path / "w.safetensors", model.state_dict())
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "DATA": str(data), "OUT": str(tmp_path / "out"), "SIZE": "32",
-        "MODEL": "mobilenet_v2", "OPTION": "width_mult=0.25", "WEIGHTS": str(weights),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DATA": str(data),
+        "OUT": str(tmp_path / "out"),
+        "SIZE": "32",
+        "MODEL": "mobilenet_v2",
+        "OPTION": "width_mult=0.25",
+        "WEIGHTS": str(weights),
         "PATH": f"{TORCHRUN.parent}:{os.environ['PATH']}",
         "LAUNCH": f"{TORCHRUN} --standalone --nproc-per-node 2 --no-python",
         "ALL": "--epochs 1 --batch-size 8 --workers 1 --device cpu",
-    }  # fmt: skip
+    }
     script = ["bash", str(ROOT / "docs" / "imagenet.sh")]
     trial = environment | {"ESTIMATE": "--search-batch-size 8 --finetune-batch-size 8 --device cpu"}
     done = subprocess.run(script, env=trial, cwd=tmp_path, capture_output=True, text=True, timeout=600)

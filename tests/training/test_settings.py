@@ -203,9 +203,9 @@ def test_features_are_compared_after_the_boundary_activation(digits, monkeypatch
     own, guide = Maps(small, names), Maps(teacher, names)
     small(images), teacher(images)
     found = feature_distance(small, own.last, guide.last)
-    wanted = torch.stack([
-        (own.last[n] - guide.last[n].clamp(0, 6)).square().mean() / guide.last[n].clamp(0, 6).var() for n in names
-    ]).mean()  # fmt: skip
+    wanted = torch.stack(
+        [(own.last[n] - guide.last[n].clamp(0, 6)).square().mean() / guide.last[n].clamp(0, 6).var() for n in names]
+    ).mean()
     torch.testing.assert_close(found, wanted)
     own.forget(), guide.forget()
     before = dict(own.last)
@@ -235,9 +235,18 @@ def test_set_fade_reaches_compiled_networks(tiny):
 
 @pytest.mark.parametrize(
     "field",
-    [{"rand_augment": 11}, {"erase": 2}, {"ema": 1}, {"accumulate": 0}, {"precision": "half"}, {"save_minutes": 0},
-     {"mixup": -1}, {"workers": -1}, {"lr": math.nan}],
-)  # fmt: skip
+    [
+        {"rand_augment": 11},
+        {"erase": 2},
+        {"ema": 1},
+        {"accumulate": 0},
+        {"precision": "half"},
+        {"save_minutes": 0},
+        {"mixup": -1},
+        {"workers": -1},
+        {"lr": math.nan},
+    ],
+)
 def test_more_settings_out_of_range(field):
     with pytest.raises(BadConfig, match=f"{next(iter(field))}: expected"):
         Train(**field)

@@ -134,14 +134,27 @@ def _damaged(whole: bytes, tensors, meta, path, rng) -> None:
         path.write_bytes(rng.randbytes(rng.randrange(2000)))
     elif kind == 4:  # whole by its checksum, wrong by its tensors
         gone = rng.choice(sorted(tensors))
-        save_tensors(path, {name: tensor for name, tensor in tensors.items() if name != gone or "momentum" in name},
-                     meta | ({"place": None} if "momentum" in gone else {}))  # fmt: skip
+        save_tensors(
+            path,
+            {name: tensor for name, tensor in tensors.items() if name != gone or "momentum" in name},
+            meta | ({"place": None} if "momentum" in gone else {}),
+        )
     elif kind == 5:
         name = rng.choice([name for name in sorted(tensors) if tensors[name].ndim])
         save_tensors(path, tensors | {name: torch.zeros(*tensors[name].shape, 2)}, meta)
     elif kind == 6:  # whole by its checksum, wrong by what it says of itself
-        wrong = rng.choice([None, 3, "x", [], {"epoch": -1}, {"epoch": "1", "step": None}, {"history": 5},
-                            {"epoch": 0, "step": 1, "total": "much", "seconds": 0.0, "history": []}])  # fmt: skip
+        wrong = rng.choice(
+            [
+                None,
+                3,
+                "x",
+                [],
+                {"epoch": -1},
+                {"epoch": "1", "step": None},
+                {"history": 5},
+                {"epoch": 0, "step": 1, "total": "much", "seconds": 0.0, "history": []},
+            ]
+        )
         save_tensors(path, tensors, meta | {"place": wrong})
     else:
         text = rng.choice(["", "{", "[1]", "null", '"x"', '{"config": 1}', json.dumps(meta).replace("0.5", "0.6")])
@@ -179,8 +192,10 @@ def _never(model, images, labels):
     raise Began
 
 
-HOLD = "import sys, time; from pathlib import Path; from dslib.training.state import claimed\n" \
-       "with claimed(Path(sys.argv[1]), folder=True):\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
+HOLD = (
+    "import sys, time; from pathlib import Path; from dslib.training.state import claimed\n"
+    "with claimed(Path(sys.argv[1]), folder=True):\n    print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_is_gone(tmp_path):

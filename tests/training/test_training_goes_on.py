@@ -72,8 +72,15 @@ def test_a_signal_in_the_last_step_of_an_epoch_is_heeded_before_the_evaluation(d
 
     expected = train(copy.deepcopy(start), digits, cross_entropy, QUICK)
     with pytest.raises(KeyboardInterrupt):
-        train(copy.deepcopy(start), digits, cross_entropy, QUICK, before_step=interrupt, checkpoint=path,
-              after_epoch=lambda epoch: evaluated.append(epoch) or {})  # fmt: skip
+        train(
+            copy.deepcopy(start),
+            digits,
+            cross_entropy,
+            QUICK,
+            before_step=interrupt,
+            checkpoint=path,
+            after_epoch=lambda epoch: evaluated.append(epoch) or {},
+        )
     assert evaluated == list(range(1, step // 6))
     again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
     assert [row["loss"] for row in again] == [row["loss"] for row in expected]
@@ -143,8 +150,9 @@ def test_an_interrupted_evaluation_does_not_repeat_the_epoch(digits, tmp_path):
     place = load_tensors(path)[1]["place"]
     assert (place["epoch"], place["step"]) == (1, 6)
     steps = []
-    again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, after_epoch=stop, checkpoint=path,
-                  before_step=steps.append)  # fmt: skip
+    again = train(
+        copy.deepcopy(start), digits, cross_entropy, QUICK, after_epoch=stop, checkpoint=path, before_step=steps.append
+    )
     assert steps[:2] == [11 / 18, 12 / 18]  # told where it stands, then the third epoch's steps
     assert len(steps) == 7
     assert [row["loss"] for row in again] == [row["loss"] for row in expected]
