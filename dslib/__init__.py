@@ -4,14 +4,14 @@ The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune`
 Without labels or training: `find_sites` -> `importance.rank` -> `calibrate`.
 """
 
-from .algebra.folding import fold
+from .algebra import fold
 from .calibrating import calibrate
-from .data.datasets import load_data
+from .data import load_data
 from .errors import DslibError
 from .finetuning import Finetune, finetune
-from .measuring.latency import count_macs, count_parameters, measure
+from .measuring import count_macs, count_parameters, measure
 from .merging import merge, unmerged
-from .models.networks import load_model
+from .models import load_model
 from .profiling import CostTable, profile
 from .ranking import Found
 from .running import Run, run
@@ -19,8 +19,7 @@ from .saving import Recipe, export, load, save
 from .searching import Search, search
 from .shrinking import fade, shrink
 from .sites import Mask, Plan, find_sites
-from .training.evaluating import evaluate
-from .training.settings import Train
+from .training import Train, evaluate
 
 __version__ = "0.1.0"
 __all__ = [

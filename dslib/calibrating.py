@@ -19,29 +19,26 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from .algebra.blocks import in_channels, input_shapes, site_names
-from .algebra.folding import fold
-from .algebra.graphs import dtype_of, is_activation_module
-from .algebra.tracing import trace
-from .data.splits import FolderSplit, Split
+from .algebra import dtype_of, fold, in_channels, input_shapes, is_activation_module, site_names, trace
+from .data import FolderSplit, Split
 from .errors import BadConfig, BadData, DslibError, NotTraceable
-from .fitting.layers import (
+from .fitting import (
     Convolution,
     Opened,
+    Rest,
     Station,
+    Sums,
     calls,
     last_convolution,
+    match,
+    moments_at,
     normalised_before,
     shares,
     targets_at,
     values_at,
     within_reach,
 )
-from .fitting.least_squares import Sums
-from .fitting.replaying import Rest
-from .fitting.statistics import match, moments_at
-from .measuring.devices import tune_allocator
-from .measuring.latency import halving
+from .measuring import halving, tune_allocator
 from .merging import check_values, merge, removed_groups
 from .shrinking import shrink
 from .sites import Mask, Plan

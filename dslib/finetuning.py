@@ -13,17 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .algebra.graphs import BOUNDARY
-from .data.datasets import Data
-from .data.splits import decoded_by
+from .algebra import BOUNDARY
+from .data import Data, decoded_by
 from .errors import BadConfig, BadModel
 from .merging import shrunk_blocks
-from .models.weights import digest
+from .models import digest
 from .shrinking import set_fade, settle
-from .training.evaluating import evaluate
-from .training.loop import Trained, train
-from .training.settings import Train
-from .training.watching import Log
+from .training import Log, Train, Trained, evaluate, train
 
 
 @dataclass(frozen=True)

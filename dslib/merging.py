@@ -10,12 +10,29 @@ from itertools import chain
 import torch
 from torch import Tensor, fx, nn
 
-from .algebra import affine
-from .algebra.affine import Affine, Pair
-from .algebra.blocks import SITE_KEY, Shape, in_channels, input_shapes
-from .algebra.graphs import after, bypass, first_conv, tail
-from .algebra.interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
-from .algebra.merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
+from .algebra import (
+    SITE_KEY,
+    Affine,
+    BorderBias,
+    MergedBlock,
+    OnesChannel,
+    Pair,
+    Seen,
+    Shape,
+    affine,
+    after,
+    bypass,
+    first_conv,
+    in_channels,
+    input_shapes,
+    interpret_run,
+    linear_part,
+    macs_of,
+    merged_block,
+    ones_response,
+    start_of,
+    tail,
+)
 from .errors import MaskMismatch, NotMergeable
 from .sites import Plan
 

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from .algebra.blocks import in_channels
-from .algebra.graphs import dtype_of
+from .algebra import dtype_of, in_channels
 from .errors import BadConfig, MaskMismatch
-from .measuring.latency import measure
+from .measuring import measure
 from .merging import merge
 from .profiling import CostTable
 from .ranking import Found

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from .algebra.blocks import in_channels, structure_of
-from .algebra.graphs import dtype_of, is_activation_module
+from .algebra import dtype_of, in_channels, is_activation_module, structure_of
 from .errors import BadConfig, BadRecord, MaskMismatch
-from .measuring.devices import this_machine
-from .measuring.latency import measure
+from .measuring import measure, this_machine
 from .merging import merge_blocks, shrunk_blocks
 from .records import Record, commit
 from .shrinking import possible_runs, shrink

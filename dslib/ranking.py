@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import records
-from .algebra.blocks import droppable, structure_of
+from .algebra import droppable, structure_of
 from .calibrating import Calibrate, Images, calibrate, logits_of
-from .data.datasets import Data
-from .data.splits import FolderSplit, Split
+from .data import Data, FolderSplit, Split
 from .errors import BadConfig, BadRecord, MaskMismatch
 from .finetuning import Finetune, finetune
 from .shrinking import possible_runs, shrink
 from .sites import Mask, Plan, Sites
-from .training.evaluating import loss_on, recalibrate_batchnorm
+from .training import loss_on, recalibrate_batchnorm
 
 if TYPE_CHECKING:
     import pandas as pd

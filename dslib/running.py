@@ -20,28 +20,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import records, saving
-from .algebra.folding import fold
+from .algebra import fold
 from .calibrating import Calibrate, calibrate
-from .data.datasets import Data, load_data
-from .data.splits import Split, check_batch_size, decoded_by
+from .data import Data, Split, check_batch_size, decoded_by, load_data
 from .errors import BadConfig
 from .finetuning import Finetune, check_teacher, finetune
-from .measuring.devices import peak_memory_gib, pick_device, this_machine, tune_allocator
-from .measuring.latency import count_macs, count_parameters, measure
-from .measuring.runtimes import use_precision
-from .models.networks import find_head, load_model
+from .measuring import (
+    count_macs,
+    count_parameters,
+    measure,
+    peak_memory_gib,
+    pick_device,
+    this_machine,
+    tune_allocator,
+    use_precision,
+)
+from .models import find_head, load_model
 from .profiling import CostTable, profile
 from .ranking import Found, rank
 from .saving import Recipe, activation
 from .searching import Search, search
 from .shrinking import fade, shrink
 from .sites import Mask, find_sites
-from .training import processes
-from .training.evaluating import evaluate, predict, top1
-from .training.loop import train
-from .training.settings import Train
-from .training.state import FREE, claimed, remove_state
-from .training.watching import Enough, Log
+from .training import FREE, Enough, Log, Train, claimed, evaluate, predict, processes, remove_state, top1, train
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,12 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from . import records
-from .algebra.blocks import in_channels
-from .algebra.graphs import dtype_of
+from .algebra import dtype_of, in_channels
 from .errors import BadConfig, BadModel, BadRecord, DslibError, first_line
 from .merging import Only, merge, unmerged
-from .models.networks import load_model, load_weights
-from .models.weights import load_tensors, save_tensors
+from .models import load_model, load_tensors, load_weights, save_tensors
 from .records import whole_file
 from .shrinking import shrink
 from .sites import Mask, Plan

@@ -17,18 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .algebra.blocks import structure_of
-from .algebra.graphs import is_activation_module, removable_activations
-from .algebra.tracing import trace
-from .data.datasets import Data
+from .algebra import is_activation_module, removable_activations, structure_of, trace
+from .data import Data
 from .errors import BadConfig, MaskMismatch
 from .profiling import CostTable
 from .ranking import Found
 from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
-from .training.loop import groups, train
-from .training.settings import Train
-from .training.watching import Log
+from .training import Log, Train, groups, train
 
 GATES = "dslib_gates"
 

@@ -9,21 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .algebra.blocks import (
+from .algebra import (
+    BOUNDARY,
     TakeOut,
+    bypass,
     channels_of,
     check_runs,
     check_weights,
     droppable,
     input_shapes,
+    is_conv,
     is_foldable,
     linear_blocks,
     merged_shape,
+    module_of,
+    output_of,
     shared_modules,
     single_activations,
     site_names,
+    tail,
 )
-from .algebra.graphs import BOUNDARY, bypass, is_conv, module_of, output_of, tail
 from .errors import BadConfig, MaskMismatch, NotMergeable
 from .merging import CHANNELS_KEY, SITE_KEY, mark
 from .sites import Mask, Plan, Sites

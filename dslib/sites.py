@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from . import records
-from .algebra.blocks import (
+from .algebra import (
     Shape,
     check_weights,
+    dtype_of,
     ghost_of,
     input_shapes,
     merged_shape,
+    removable_activations,
     shared_modules,
     single_activations,
     site_names,
+    tail,
+    trace,
 )
-from .algebra.graphs import dtype_of, removable_activations, tail
-from .algebra.tracing import trace
 from .errors import BadRecord, MaskMismatch, NotMergeable, NotTraceable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..data.datasets import Data
+from ..data import Data
 from .blocks import layers
 from .budget import Budget
 from .channels import magnitude, taylor, uniform

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..algebra.blocks import droppable
-from ..data.datasets import Data
+from ..algebra import droppable
+from ..data import Data
 from ..errors import BadModel
 from ..shrinking import shrink
 from ..sites import Mask, Plan, find_sites
-from ..training.evaluating import loss_on
+from ..training import loss_on
 from .budget import Budget, least
 from .result import Pruned, ready
 from .tuning import Effort, start, tune, with_new_statistics

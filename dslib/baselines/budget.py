@@ -9,10 +9,9 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ..algebra.blocks import in_channels, structure_of
-from ..algebra.graphs import dtype_of
+from ..algebra import dtype_of, in_channels, structure_of
 from ..errors import BadConfig
-from ..measuring.latency import Timing, measure
+from ..measuring import Timing, measure
 from ..profiling import CostTable, profile
 from ..sites import Sites
 from .tuning import Clock

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.datasets import Data
-from ..data.splits import Split
+from ..data import Data, Split
 from ..errors import BadModel, first_line
-from ..models.networks import find_head
+from ..models import find_head
 from .budget import Budget, least
 from .result import Pruned, ready
 from .slim import STEP, UNKNOWN, blank_image, coupled

@@ -10,8 +10,7 @@ from dataclasses import replace
 from torch import nn
 
 from ..calibrating import Calibrate, calibrate
-from ..data.datasets import Data
-from ..data.splits import hold_back
+from ..data import Data, hold_back
 from ..finetuning import Finetune
 from ..merging import merge
 from ..planning import pareto
@@ -20,7 +19,7 @@ from ..ranking import rank
 from ..searching import Search, search
 from ..shrinking import fade, shrink
 from ..sites import Mask, Plan, Sites, find_sites
-from ..training.settings import Train
+from ..training import Train
 from .budget import Budget, least
 from .channels import narrowed
 from .result import Pruned, ready

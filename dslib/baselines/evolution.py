@@ -9,12 +9,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..data.datasets import Data
-from ..data.splits import Split, hold_back
+from ..data import Data, Split, hold_back
 from ..errors import BadConfig
 from ..finetuning import Finetune
-from ..training.evaluating import loss_on, recalibrate_batchnorm
-from ..training.loop import cross_entropy, train
+from ..training import cross_entropy, loss_on, recalibrate_batchnorm, train
 from .budget import Budget, least
 from .result import Pruned
 from .slim import Macs, Slim

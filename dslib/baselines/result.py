@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..data.datasets import Data
+from ..data import Data
 from .tuning import Clock, Effort, prepare
 
 

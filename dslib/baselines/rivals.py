@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Data
+from ..data import Data
 from ..errors import MaskMismatch
 from ..profiling import CostTable
 from ..ranking import Found
 from ..searching import Gate, add_gates, gate_groups
 from ..sites import Mask, Sites
-from ..training.loop import cross_entropy, train
-from ..training.settings import Train
+from ..training import Train, cross_entropy, train
 
 Rival = Callable[[nn.Module, Data, Sites, CostTable, int], list[Mask]]
 PAPER_KEPT = {

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from ..algebra.blocks import in_channels
-from ..algebra.graphs import dtype_of
+from ..algebra import dtype_of, in_channels
 from ..errors import BadModel, first_line
-from ..models.networks import find_head
+from ..models import find_head
 
 STEP = 8  # channels: widths are multiples of it
 UNKNOWN = (RuntimeError, ValueError, AttributeError, KeyError, TypeError)  # what Torch-Pruning ends in

@@ -12,14 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..data.datasets import Data
-from ..data.splits import Split
+from ..data import Data, Split
 from ..errors import BadConfig, nearest
 from ..finetuning import RECIPES, Finetune, finetune
 from ..shrinking import Fade
-from ..training.evaluating import recalibrate_batchnorm
-from ..training.settings import Train
-from ..training.state import History
+from ..training import History, Train, recalibrate_batchnorm
 
 PROBE = 6  # batches that are timed to know how many fit
 

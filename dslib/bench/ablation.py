@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from ..baselines.rivals import PAPER_KEPT
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig, BadModel, nearest
 from ..finetuning import Finetune, finetune
-from ..measuring.devices import pick_device, this_machine
-from ..models.networks import load_model
+from ..measuring import pick_device, this_machine
+from ..models import load_model
 from ..records import Record, as_options, as_words, commit
 from ..shrinking import shrink
 from ..sites import find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 from .rows import Rows
 
 WAYS = {"plain": (False, False), "boundary": (True, False), "distilled": (True, True)}  # boundary ReLU6, teacher

@@ -6,12 +6,11 @@ import time
 
 import torch
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..errors import BadConfig
-from ..measuring.devices import peak_memory_gib, this_machine
-from ..measuring.latency import measure
+from ..measuring import measure, peak_memory_gib, this_machine
 from ..merging import merge
-from ..models.networks import load_model
+from ..models import load_model
 from ..records import Record, commit
 from ..shrinking import shrink
 from ..sites import find_sites

@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..calibrating import Calibrate, Images, calibrate, logits_of
-from ..data.datasets import Data, load_data
+from ..data import Data, load_data
 from ..errors import BadConfig, BadModel
-from ..measuring.devices import this_machine
-from ..measuring.latency import measure
-from ..models.networks import load_model
+from ..measuring import measure, this_machine
+from ..models import load_model
 from ..ranking import agreement, rank
 from ..records import Record, as_options, as_words, commit
 from ..sites import Mask, Sites, find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 
 BATCH, ROUNDS = 32, 21  # of the timings
 

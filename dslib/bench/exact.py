@@ -7,18 +7,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..algebra.blocks import site_names
-from ..algebra.graphs import removable_activations
-from ..algebra.tracing import trace
-from ..data.datasets import load_data
+from ..algebra import removable_activations, site_names, trace
+from ..data import load_data
 from ..errors import BadConfig
-from ..measuring.devices import this_machine
+from ..measuring import this_machine
 from ..merging import merge
-from ..models.networks import load_model
+from ..models import load_model
 from ..records import Record, commit
 from ..shrinking import shrink
 from ..sites import find_sites
-from ..training.evaluating import predict
+from ..training import predict
 
 REMOVED = ("features.2", "features.7", "features.11")  # without finetuning, more leave logits that say nothing
 

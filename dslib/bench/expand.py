@@ -15,16 +15,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig
-from ..measuring.devices import Others, pick_device, this_machine, tune_allocator
-from ..models.networks import load_model
+from ..measuring import Others, pick_device, this_machine, tune_allocator
+from ..models import load_model
 from ..records import Record, as_options, as_words, commit
-from ..training.evaluating import evaluate
-from ..training.expanding import Boost, boost
-from ..training.loop import cross_entropy, train
-from ..training.settings import Train
-from ..training.watching import Enough, Log
+from ..training import Boost, Enough, Log, Train, boost, cross_entropy, evaluate, train
 from .rows import Rows
 
 TRIED = 24  # steps of each that are timed, in turns of a few

@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..algebra.blocks import in_channels
-from ..algebra.folding import fold
+from ..algebra import fold, in_channels
 from ..errors import DslibError
-from ..models.networks import load_model
+from ..models import load_model
 from ..records import Record, commit, machine
 from ..sites import Sites, find_sites
 

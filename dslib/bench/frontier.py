@@ -14,13 +14,12 @@ from torch import nn
 
 from ..baselines import METHODS, Budget, Effort
 from ..baselines.tuning import start, tune
-from ..data.datasets import Data, load_data
+from ..data import Data, load_data
 from ..errors import BadConfig, BadModel, nearest
-from ..measuring.devices import pick_device, this_machine
-from ..measuring.latency import count_macs, count_parameters
-from ..models.networks import load_model
+from ..measuring import count_macs, count_parameters, pick_device, this_machine
+from ..models import load_model
 from ..records import Record, as_options, as_words, commit
-from ..training.evaluating import evaluate
+from ..training import evaluate
 from .judging import hold_back
 from .retime import latency
 from .rows import Rows

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ..algebra.affine import Affine
-from ..algebra.blocks import linear_blocks
-from ..algebra.interpreting import interpret_run, start_of
+from ..algebra import Affine, interpret_run, linear_blocks, start_of
 from ..errors import NotMergeable
-from ..measuring.devices import this_machine
+from ..measuring import this_machine
 from ..merging import CHANNELS_KEY, merge_blocks
 from ..records import Record, commit
 from .random_blocks import RandomBlock, random_block
@@ -147,7 +145,7 @@ def _linear(blocks: list[RandomBlock], inputs: list[Tensor], hoisted: bool) -> l
 
 
 def _without_end(layers: nn.Sequential) -> nn.Sequential:
-    from ..algebra.graphs import bypass, tail
+    from ..algebra import bypass, tail
 
     layers = copy.deepcopy(layers)
     last = layers[-1]

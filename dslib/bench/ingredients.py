@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..calibrating import Calibrate
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig
-from ..measuring.devices import peak_memory_gib, this_machine
-from ..models.networks import load_model
+from ..measuring import peak_memory_gib, this_machine
+from ..models import load_model
 from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..sites import find_sites

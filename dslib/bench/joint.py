@@ -13,19 +13,17 @@ import pandas as pd
 import torch
 
 from ..calibrating import Calibrate
-from ..data.datasets import Data, load_data
-from ..data.splits import Split
+from ..data import Data, Split, load_data
 from ..errors import BadConfig, BadModel
-from ..measuring.devices import pick_device, this_machine
-from ..models.networks import load_model
-from ..models.weights import save_tensors
+from ..measuring import pick_device, this_machine
+from ..models import load_model, save_tensors
 from ..planning import plan
 from ..profiling import CostTable, profile
 from ..ranking import Found, Importance, importance
 from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run, pretrain
 from ..sites import Plan, find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 from .judging import hold_back, judge, quiet, timed
 from .rows import Rows
 

@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..calibrating import Calibrate, calibrate
-from ..data import splits
-from ..data.datasets import Data
-from ..data.splits import Split
+from ..data import Data, Split, splits
 from ..finetuning import Finetune, finetune
-from ..measuring.latency import measure
+from ..measuring import measure
 from ..merging import merge
 from ..profiling import CostTable
 from ..shrinking import shrink
 from ..sites import Plan
-from ..training.evaluating import evaluate, loss_on
+from ..training import evaluate, loss_on
 
 ROUNDS = 21  # of each timing
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ..errors import BadConfig, DslibError
-from ..measuring.devices import this_machine
-from ..models.weights import load_tensors
+from ..measuring import this_machine
+from ..models import load_tensors
 from ..records import Record, as_words, commit, read_json
 
 NETWORK = (

@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..baselines.rivals import PAPER_KEPT
-from ..measuring.dense import dense
-from ..measuring.latency import count_macs
+from ..measuring import count_macs, dense
 from ..merging import merge
-from ..models.networks import load_model
+from ..models import load_model
 from ..records import Record
 from ..shrinking import shrink
 from ..sites import Sites, find_sites

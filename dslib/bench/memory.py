@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..calibrating import calibrate
 from ..errors import BadConfig
-from ..measuring.devices import peak_memory_gib, this_machine
-from ..models.networks import load_model
+from ..measuring import peak_memory_gib, this_machine
+from ..models import load_model
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from ..baselines.rivals import RIVALS, masks_of, within
 from ..calibrating import Calibrate
-from ..data.datasets import Data, load_data
+from ..data import Data, load_data
 from ..errors import BadConfig, BadModel
-from ..measuring.devices import pick_device, this_machine
-from ..models.networks import load_model
+from ..measuring import pick_device, this_machine
+from ..models import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
 from ..ranking import Found, rank
@@ -25,7 +25,7 @@ from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run
 from ..searching import search
 from ..sites import Plan, Sites, find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 from .judging import judge, quiet, timed
 from .rows import Rows
 

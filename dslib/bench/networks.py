@@ -13,19 +13,17 @@ import torch
 from torch import nn
 
 from ..calibrating import Calibrate, calibrate
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig, BadModel
-from ..measuring.dense import dense
-from ..measuring.devices import this_machine
-from ..measuring.latency import count_macs, count_parameters, measure
-from ..models.networks import load_model
+from ..measuring import count_macs, count_parameters, dense, measure, this_machine
+from ..models import load_model
 from ..planning import for_speedup
 from ..profiling import profile
 from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..saving import Recipe, load, save
 from ..sites import Plan, find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 
 DENSE = "dense counterpart"
 

@@ -13,18 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.datasets import load_data
-from ..data.splits import Split, normalise
+from ..data import Split, load_data, normalise
 from ..errors import BadConfig
-from ..measuring.devices import Others, pick_device, this_machine, tune_allocator, wait_for
-from ..measuring.latency import Timing
-from ..measuring.runtimes import use_precision
-from ..models.networks import load_model
+from ..measuring import Others, Timing, pick_device, this_machine, tune_allocator, use_precision, wait_for
+from ..models import load_model
 from ..records import Record, as_words, commit
-from ..training.feeding import resident
-from ..training.loop import cross_entropy, train
-from ..training.settings import Train
-from ..training.watching import Enough, Log
+from ..training import Enough, Log, Train, cross_entropy, resident, train
 
 WARMUP = 5  # steps of each that are not counted
 

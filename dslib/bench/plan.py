@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..errors import BadConfig
-from ..measuring.devices import this_machine
+from ..measuring import this_machine
 from ..planning import pareto, plan
 from ..profiling import CostTable
 from ..ranking import Found

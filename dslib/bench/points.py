@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from ..plots.search import unbeaten
+from ..plots import unbeaten
 from ..records import Record
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..errors import BadConfig
-from ..measuring.devices import pick_device, this_machine
-from ..measuring.latency import measure
+from ..measuring import measure, pick_device, this_machine
 from ..merging import merge
-from ..models.networks import load_model
+from ..models import load_model
 from ..profiling import profile
 from ..records import Record, as_words, commit
 from ..shrinking import shrink

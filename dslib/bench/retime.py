@@ -16,11 +16,10 @@ from torch import nn
 
 from ..baselines import Budget
 from ..baselines.rebuilding import rebuilt
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig, BadRecord
-from ..measuring.devices import pick_device, this_machine
-from ..measuring.latency import Timing
-from ..models.networks import load_model
+from ..measuring import Timing, pick_device, this_machine
+from ..models import load_model
 from ..records import Record
 
 ROUNDS = 31  # of each network

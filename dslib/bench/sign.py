@@ -12,18 +12,17 @@ import pandas as pd
 import torch
 
 from ..calibrating import calibrate
-from ..data.datasets import load_data
+from ..data import load_data
 from ..errors import BadConfig
-from ..measuring.devices import this_machine
-from ..models.networks import load_model
+from ..measuring import this_machine
+from ..models import load_model
 from ..profiling import CostTable, profile
 from ..ranking import Found
 from ..records import Record, as_options, as_words, commit
 from ..running import Run, pretrain
 from ..searching import search
 from ..sites import find_sites
-from ..training.evaluating import evaluate
-from ..training.settings import Train
+from ..training import Train, evaluate
 from .judging import quiet
 from .rows import Rows
 

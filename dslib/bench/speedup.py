@@ -6,18 +6,17 @@ from typing import Any
 
 import torch
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..calibrating import Calibrate, calibrate
-from ..data.datasets import load_data
-from ..measuring.devices import this_machine
-from ..measuring.latency import measure
-from ..models.networks import load_model
+from ..data import load_data
+from ..measuring import measure, this_machine
+from ..models import load_model
 from ..planning import for_speedup
 from ..profiling import profile
 from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..sites import find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 
 
 def record_speedup(

@@ -12,16 +12,16 @@ from torch import nn
 from tqdm import tqdm
 
 from ..calibrating import Calibrate, calibrate
-from ..data.datasets import Data, load_data
+from ..data import Data, load_data
 from ..errors import BadConfig
 from ..finetuning import RECIPES, Finetune, finetune
-from ..measuring.devices import this_machine
-from ..models.networks import load_model
+from ..measuring import this_machine
+from ..models import load_model
 from ..ranking import rank
 from ..records import Record, as_words, commit
 from ..shrinking import fade
 from ..sites import Mask, find_sites
-from ..training.evaluating import evaluate
+from ..training import evaluate
 from .ingredients import GIVEN
 from .judging import hold_back
 from .rows import Rows

@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..errors import BadConfig
-from ..measuring.devices import pick_device, this_machine, tune_allocator
-from ..measuring.latency import Timing, in_turns
-from ..measuring.runtimes import use_precision
-from ..models.networks import load_model
+from ..measuring import Timing, in_turns, pick_device, this_machine, tune_allocator, use_precision
+from ..models import load_model
 from ..records import Record, as_words, commit
 from ..searching import add_gates, latency_decay
 from ..sites import find_sites

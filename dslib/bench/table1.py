@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from ..errors import BadModel, DslibError
-from ..measuring.dense import Dense, DenseBlock, dense
-from ..measuring.latency import measure
-from ..models.networks import load_model
+from ..measuring import Dense, DenseBlock, dense, measure
+from ..models import load_model
 from ..records import Record
 from ..sites import find_sites
 from .tables import Case, Measured, Table, settle_batchnorm

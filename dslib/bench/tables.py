@@ -14,14 +14,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..errors import BadConfig, BadRecord, DslibError
-from ..measuring.devices import pick_device, this_machine
-from ..measuring.latency import Timing, count_macs, count_parameters, measure, working_memory_mib
-from ..measuring.roofline import Peaks, find_peaks, utilisation
-from ..measuring.runtimes import dtype_for
+from ..measuring import (
+    Peaks,
+    Timing,
+    count_macs,
+    count_parameters,
+    dtype_for,
+    find_peaks,
+    measure,
+    pick_device,
+    this_machine,
+    utilisation,
+    working_memory_mib,
+)
 from ..records import Record, as_words, commit
-from ..training.evaluating import recalibrate_batchnorm
+from ..training import recalibrate_batchnorm
 from .rows import Rows
 
 if TYPE_CHECKING:

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..algebra.blocks import in_channels
+from ..algebra import in_channels
 from ..errors import BadConfig, DslibError
-from ..measuring.dense import dense
-from ..measuring.devices import allocator_is_tuned, pick_device, this_machine
-from ..measuring.latency import measure
-from ..models.networks import load_model
+from ..measuring import allocator_is_tuned, dense, measure, pick_device, this_machine
+from ..models import load_model
 from ..records import Record, as_words, commit
 from ..sites import find_sites
 from .table1 import MODELS

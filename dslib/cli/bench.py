@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import BadConfig, DslibError
-from ..measuring.runtimes import PRECISIONS, RUNTIMES
+from ..measuring import PRECISIONS, RUNTIMES
 from .bench_calibration import CALIBRATION
 from .bench_search import SEARCH
 from .bench_training import TRAINING

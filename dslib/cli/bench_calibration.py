@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..measuring.runtimes import RUNTIMES
+from ..measuring import RUNTIMES
 from .options import (
     Command,
     all_of,

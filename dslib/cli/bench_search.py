@@ -9,7 +9,7 @@ import click
 
 from ..baselines import METHODS
 from ..bench.frontier import Frontier
-from ..measuring.runtimes import PRECISIONS, RUNTIMES
+from ..measuring import PRECISIONS, RUNTIMES
 from .options import (
     device_option,
     model_options,

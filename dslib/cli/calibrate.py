@@ -9,10 +9,10 @@ from typing import Any
 import click
 import torch
 
-from ..algebra.blocks import droppable, structure_of
+from ..algebra import droppable, structure_of
 from ..calibrating import Calibrate
 from ..errors import BadConfig, MaskMismatch
-from ..measuring.runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare
+from ..measuring import PRECISIONS, RUNTIMES, dtype_for, prepare
 from .options import device_option, network_options, next_step, parse_options, settings
 
 
@@ -67,7 +67,7 @@ def calibrate_command(
     import dslib
 
     from ..calibrating import logits_of
-    from ..measuring.devices import pick_device
+    from ..measuring import pick_device
     from ..ranking import agreement, rank
 
     ways = [way is not None for way in (k, speedup, mask_file)]
@@ -160,7 +160,7 @@ def _quicker(network: Any, sites: Any, found: Any, speedup: float, runtime: str,
 
 def _photos(images: str, count: int, image_size: int | None, skip_corrupt: bool) -> tuple[Any, Any, Any, int]:
     """Images to calibrate with; a labelled split and class names, if there are any; the image size."""
-    from ..data.datasets import load_data, load_photos
+    from ..data import load_data, load_photos
 
     path = Path(images).expanduser()
     if path.is_dir() and not (path / "train").is_dir():

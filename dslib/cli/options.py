@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BadConfig, BadModel
-from ..measuring.runtimes import RUNTIMES
+from ..measuring import RUNTIMES
 from ..records import Record, commit
-from ..training.watching import Log
+from ..training import Log
 
 if TYPE_CHECKING:
-    from ..data.datasets import Data
+    from ..data import Data
     from ..saving import Recipe
 
 Command = Callable[..., Any]
@@ -123,7 +123,7 @@ def trained_network(
     import torch
 
     import dslib
-    from dslib.measuring.devices import pick_device
+    from dslib.measuring import pick_device
     from dslib.training import processes
 
     where = processes.start(pick_device(device))
@@ -143,7 +143,7 @@ def of_recipe(
 ) -> tuple[Any, Any, Any, Any]:
     """A recipe's network, the data, the device, and the recipe; data of other classes are refused."""
     import dslib
-    from dslib.measuring.devices import pick_device
+    from dslib.measuring import pick_device
     from dslib.training import processes
 
     where = processes.start(pick_device(device))
@@ -172,7 +172,7 @@ def log_for(curves: Path | None, tensorboard: bool) -> Log:
 
 def keep_record(name: str, out: Path, config: Any, values: dict[str, Any], device: Any) -> None:
     """Write <out>.record.json beside what a training made: command, settings, history, machine."""
-    from ..measuring.devices import this_machine
+    from ..measuring import this_machine
 
     command = shlex.join(["dslib", *sys.argv[1:]])
     record = Record(name, command, asdict(config), values, this_machine(device), commit())

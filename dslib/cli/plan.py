@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import BadConfig
-from ..measuring.devices import this_machine
+from ..measuring import this_machine
 from ..records import Record, as_words, commit
 from .options import data_options, network_options, single_option, trained_network
 

@@ -13,8 +13,7 @@ from ..finetuning import Finetune
 from ..records import as_options, read_json
 from ..running import CALIBRATED, FADING, Run
 from ..searching import Search
-from ..training.settings import Train
-from ..training.watching import Log
+from ..training import Log, Train
 from .options import (
     data_options,
     network_options,
@@ -159,7 +158,8 @@ def table(values: dict[str, Any]) -> str:
             f"merged is {speed['ratio_of_medians']:.2f} times as fast "
             f"(quartiles {speed['q25']:.2f} to {speed['q75']:.2f} of "
             f"{speed['rounds']} interleaved rounds, batch {values['batch_size']}, {values['runtime']})",
-            f"largest difference of merged to shrunk outputs: {values['largest_relative_difference']:.1e} of the largest"
-            f"; other top-1 on {values['top1_differences']} of {values['val_images']} images",
+            "largest difference of merged to shrunk outputs: "
+            f"{values['largest_relative_difference']:.1e} of the largest; "
+            f"other top-1 on {values['top1_differences']} of {values['val_images']} images",
         ]
     )

@@ -11,10 +11,9 @@ import click
 
 from ..errors import BadConfig, DslibError, first_line
 from ..finetuning import Finetune
-from ..measuring.runtimes import PRECISIONS
+from ..measuring import PRECISIONS
 from ..searching import Search
-from ..training import processes
-from ..training.state import claimed, remove_state
+from ..training import claimed, processes, remove_state
 from .bench import bench
 from .calibrate import calibrate_command
 from .options import (
@@ -118,7 +117,7 @@ def profile_command(
 ) -> None:
     """Measure each site kept, linear and merged on this device."""
     import dslib
-    from dslib.measuring.devices import pick_device
+    from dslib.measuring import pick_device
     from dslib.saving import activation
 
     network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))

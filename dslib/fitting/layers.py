@@ -14,8 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ..algebra.graphs import after, ancestors, bypass, is_activation, is_conv, module_of, output_of, tail
-from ..algebra.layers import free_layers, from_batchnorm
+from ..algebra import (
+    after,
+    ancestors,
+    bypass,
+    free_layers,
+    from_batchnorm,
+    is_activation,
+    is_conv,
+    module_of,
+    output_of,
+    tail,
+)
 from ..errors import BadData, first_line
 from .least_squares import pick
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra.layers import padding_of
+from ..algebra import padding_of
 
 HELD = 2**26  # numbers held back at most
 MANY = 10_000  # unknowns from which on the given ridge is taken, as each try takes time and a copy of the system

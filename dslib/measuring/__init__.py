@@ -1,1 +1,14 @@
-"""Map to come."""
+"""How long a network takes on this device, by which runtime, and how much of the device it uses.
+
+counterpart          The dense counterpart of a network.
+devices        This machine: its devices, its allocator, its memory, and what else it is busy with.
+latency        What a network costs: multiply-accumulates, parameters, memory, and latency measured in turns.
+roofline       How much of a device a network uses.
+runtimes       What runs a network.
+"""
+
+from .counterpart import Dense, DenseBlock, dense
+from .devices import Others, allocator_is_tuned, peak_memory_gib, pick_device, this_machine, tune_allocator, wait_for
+from .latency import Timing, count_macs, count_parameters, halving, in_turns, measure, working_memory_mib
+from .roofline import Peaks, find_peaks, utilisation
+from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare, use_precision

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..algebra.folding import fold
+from ..algebra import fold
 from ..errors import BadConfig, DslibError, first_line
 from .devices import Others, tune_allocator, wait_for
 from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, prepare, use_precision

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.blocks import ghost_of
+from ..algebra import ghost_of
 from .latency import Timing, count_macs, measure
 from .runtimes import dtype_for
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import find_file
+from ..data import find_file
 from ..errors import BadModel, first_line, nearest
 from .weights import load_state_dict
 

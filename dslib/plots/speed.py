@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..measuring.roofline import Peaks
+from ..measuring import Peaks
 from .networks import KEPT, LINEAR, MERGED, ORIGINAL, new_figure
 
 if TYPE_CHECKING:

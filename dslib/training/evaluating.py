@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..algebra.affine import NO_PADDING
-from ..algebra.padding import InteriorBatchNorm2d
-from ..data.splits import FolderSplit, Split
+from ..algebra import NO_PADDING, InteriorBatchNorm2d
+from ..data import FolderSplit, Split
 from . import processes
 
 

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Data
-from ..data.splits import decoded_by
+from ..data import Data, decoded_by
 from ..errors import BadConfig, BadModel
 from ..merging import merge, shrunk_blocks
 from ..shrinking import fade, set_fade, settle

@@ -11,9 +11,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.augmenting import chance_of, draws, erased, mixed, rand_augment
-from ..data.datasets import Data
-from ..data.splits import Batch, FolderSplit, Split, Told, check_batch_size, collated, deaf, normalise, whole
+from ..data import (
+    Batch,
+    Data,
+    FolderSplit,
+    Split,
+    Told,
+    chance_of,
+    check_batch_size,
+    collated,
+    deaf,
+    draws,
+    erased,
+    mixed,
+    normalise,
+    rand_augment,
+    whole,
+)
 from ..errors import BadConfig
 from . import processes
 from .settings import Train

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.datasets import Data
-from ..data.splits import Batch
+from ..data import Batch, Data
 from . import processes
 from .engine import Average, Engine
 from .feeding import Feed

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.datasets import Data
+from ..data import Data
 from ..errors import BadConfig, BadRecord
-from ..models.weights import digest, load_tensors, save_tensors
+from ..models import digest, load_tensors, save_tensors
 from . import processes
 from .engine import Average
 from .settings import Train

@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..algebra.blocks import ghost_of, in_channels
-from ..algebra.graphs import dtype_of, removable_activations
-from ..algebra.tracing import trace
+from ..algebra import dtype_of, ghost_of, in_channels, removable_activations, trace
 from ..errors import BadModel, NotTraceable, first_line
-from ..models.networks import find_head
+from ..models import find_head
 from ..shrinking import activation_module
 from ..sites import Site, Sites
 from .latency import count_macs

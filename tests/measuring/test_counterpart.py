@@ -7,7 +7,7 @@ from torch import nn
 
 import dslib
 from dslib.errors import BadModel
-from dslib.measuring.dense import DenseBlock, dense
+from dslib.measuring.counterpart import DenseBlock, dense
 
 
 @pytest.mark.parametrize(
