@@ -131,6 +131,15 @@ def test_batch_statistics_do_not_see_the_padding(name, kind):
         assert bn.num_batches_tracked == plain.num_batches_tracked == 1
 
 
+def test_statistics_of_a_bfloat16_map_are_taken_in_float32():
+    """Channel mean 10 and deviation 1: bfloat16 cannot tell 10.005 from 10."""
+    x = (10 + torch.randn(8, 4, 16, 16)).bfloat16()
+    ours, theirs = InteriorBatchNorm2d(4), nn.BatchNorm2d(4)
+    ours(x), theirs(x)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_padding_batchnorm_is_batchnorm_of_a_padded_input_in_train_too(bias):
     """Output and gradients equal those of padding first and normalising by the interior's statistics."""

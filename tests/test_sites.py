@@ -89,6 +89,27 @@ def test_a_block_that_cannot_be_traced_is_listed_with_its_reason():
         sites.check_k(1)
 
 
+def test_a_block_that_takes_no_map_is_listed_with_its_reason():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+        def forward(self):
+            return self.body(torch.ones(1, 3, 4, 4))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.constant = Constant()
+
+        def forward(self, x):
+            return self.constant() + x.mean()
+
+    sites = dslib.find_sites(Model(), 8)
+    assert sites[0].reason == "constant: Constant.forward takes no feature map"
+
+
 @pytest.mark.parametrize("k", [-1, 18, 2.0])
 def test_k_out_of_range(k):
     with pytest.raises(MaskMismatch, match=f"expected 0 to 17 for this network, found {k}"):

@@ -47,7 +47,8 @@ class InteriorBatchNorm2d(nn.BatchNorm2d):
     def _scale_shift(self, interior: Tensor) -> tuple[Tensor, Tensor]:
         """gamma / std and beta - mean * gamma / std, (1, C, 1, 1) each; running statistics move in train."""
         if self.training or self.running_mean is None or self.running_var is None:
-            var, mean = torch.var_mean(interior, (0, 2, 3), correction=0)
+            wide = interior.to(torch.promote_types(interior.dtype, torch.float32))  # as BatchNorm: half is too coarse
+            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
             if self.training and self.track_running_stats:
                 self._track(mean.detach(), var.detach(), interior.numel() // interior.shape[1])
         else:

@@ -98,7 +98,10 @@ def _check_writes(traced: fx.GraphModule, name: str) -> None:
 
 def _defaults(block: nn.Module, name: str) -> dict[str, Any]:
     """The defaults of the forward's arguments after the first: a block is looked at as called with one map."""
-    _, *others = inspect.signature(block.forward).parameters.values()
+    parameters = list(inspect.signature(block.forward).parameters.values())
+    if not parameters:
+        raise NotTraceable(f"{name}: {type(block).__name__}.forward takes no feature map")
+    others = parameters[1:]
     needed = [p.name for p in others if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if needed:
         raise NotTraceable(f"{name}: {type(block).__name__}.forward takes more than one feature map: {needed[0]}")

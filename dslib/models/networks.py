@@ -41,12 +41,16 @@ def load_model(
         weights: 'none', 'default' (a file <name>.safetensors in a folder weights/ under DSLIB_DATA, else the
             library's own download), or the path of a .safetensors or state-dict file.
         options: keyword arguments for the model's function, e.g. {'width_mult': 0.5}.
-        seed: of the random weights.
+        seed: of the random weights; the caller's own random numbers go on as they would have.
     Raises:
         BadModel: if the name, the file or its shapes are wrong.
     """
-    torch.manual_seed(seed)
-    options = dict(options or {})
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()):
+        torch.manual_seed(seed)
+        return _load_model(name, classes, weights, dict(options or {}))
+
+
+def _load_model(name: str, classes: Sequence[str] | None, weights: str, options: dict[str, Any]) -> Loaded:
     if weights == "none":
         if classes is not None and not len(classes) > 1:
             raise BadModel("expected at least two classes")

@@ -190,6 +190,14 @@ def test_options_and_seed():
     assert not torch.equal(a, c)
 
 
+def test_loading_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    dslib.load_model("conftest:Tiny", list("abc"), seed=3)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_the_pretrained_heads_rows_are_selected_for_imagenet_classes(tmp_path):
     full = dslib.load_model("resnet18").model
     path = save_tensors(tmp_path / "r.safetensors", full.state_dict())
