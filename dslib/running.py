@@ -91,7 +91,7 @@ class Stages:
         together: bool,
     ) -> T:
         path = self.out / f"{name}.json"
-        if processes.agreed(path.exists):
+        if processes.on_rank_zero(path.exists):
             self.echo(f"{name}: taken from {path}")
             return load(path)
         self.echo(f"{name} ...")
@@ -103,9 +103,9 @@ class Stages:
 
         if together or processes.count() == 1:
             made = make()
-            processes.agreed(lambda: keep(made))
+            processes.on_rank_zero(lambda: keep(made))
             return made
-        processes.agreed(lambda: keep(make()))
+        processes.on_rank_zero(lambda: keep(make()))
         return load(path)
 
 
@@ -244,10 +244,10 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print, tenso
 
 
 def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Record:
-    processes.agreed(lambda: _claim(out, config))
+    processes.on_rank_zero(lambda: _claim(out, config))
     tune_allocator()
     torch.manual_seed(config.seed)
-    data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
+    data = processes.first_per_machine(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
     stage = Stages(out, log.say, config.model)
     model, recipe = stage.network("original", lambda: _original(config, data, device, out, log), together=True)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -266,7 +266,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
 
     found = stage.file("search", Found.load, stage1, together=not config.calibrate)
     mask = found.mask(config.k)
-    processes.agreed(lambda: mask.save(out / "mask.json"))
+    processes.on_rank_zero(lambda: mask.save(out / "mask.json"))
     log.say(repr(mask))
     shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
     blocks = {site.name for site in sites if site.convolutions}
@@ -283,7 +283,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
     def stage2() -> tuple[nn.Module, Recipe]:
         small = fade(model, mask, boundary, data.image_size) if start is None else start.to(device)
         done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors", log)
-        processes.agreed(lambda: records.write_json(out / "finetune.json", {"history": done.history}))
+        processes.on_rank_zero(lambda: records.write_json(out / "finetune.json", {"history": done.history}))
         return done.model, shrunk_recipe
 
     small, _ = stage.network("shrunk", stage2, together=True)
@@ -310,7 +310,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
             remove_state(out / f"{name}.partial.safetensors")
         return record
 
-    return processes.agreed(judged)
+    return processes.on_rank_zero(judged)
 
 
 def _original(config: Run, data: Data, device: torch.device, out: Path, log: Log) -> tuple[nn.Module, Recipe]:
@@ -416,7 +416,7 @@ def trial(config: Run) -> pd.DataFrame:
     """
     device = processes.start(pick_device(config.device))
     tune_allocator()
-    data = processes.in_turns(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
+    data = processes.first_per_machine(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(model, data.image_size, config.single)

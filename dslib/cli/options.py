@@ -127,7 +127,7 @@ def trained_network(
     from dslib.training import processes
 
     where = processes.start(pick_device(device))
-    loaded = processes.in_turns(lambda: dslib.load_data(data, image_size, skip_corrupt))
+    loaded = processes.first_per_machine(lambda: dslib.load_data(data, image_size, skip_corrupt))
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
         raise BadModel(
@@ -148,7 +148,7 @@ def of_recipe(
 
     where = processes.start(pick_device(device))
     network, found = dslib.load(recipe, trust)
-    loaded = processes.in_turns(lambda: dslib.load_data(data, image_size or found.image_size, skip_corrupt))
+    loaded = processes.first_per_machine(lambda: dslib.load_data(data, image_size or found.image_size, skip_corrupt))
     check_classes(recipe, found, data, loaded)
     return network, loaded, where, found
 

@@ -172,9 +172,9 @@ def search_command(
     config = dslib.Search(**given)
     with claimed(out):
         found = dslib.search(network, loaded, sites, costs, config, _partial(out), log)
-        processes.agreed(lambda: found.save(out))
-        processes.agreed(lambda: keep_record("search", out, config, {}, next(network.parameters()).device))
-        processes.agreed(lambda: remove_state(_partial(out)))
+        processes.on_rank_zero(lambda: found.save(out))
+        processes.on_rank_zero(lambda: keep_record("search", out, config, {}, next(network.parameters()).device))
+        processes.on_rank_zero(lambda: remove_state(_partial(out)))
     log.say(f"{found.frame.to_string()}\n{found.mask(given['k'])!r}")
     processes.finish()
 
@@ -263,11 +263,11 @@ def finetune_command(
         guide = guide if guide is None else guide.to(where, **form)
         config = dslib.Finetune(**given)
         done = dslib.finetune(small.to(where, **form), loaded, guide, config, _partial(out), log)
-        processes.agreed(lambda: dslib.save(out, done.model, found))
+        processes.on_rank_zero(lambda: dslib.save(out, done.model, found))
         accuracy = dslib.evaluate(done.model, loaded.val)
         values = {"accuracy": accuracy, "history": done.history}
-        processes.agreed(lambda: keep_record("finetune", out, config, values, where))
-        processes.agreed(lambda: remove_state(_partial(out)))
+        processes.on_rank_zero(lambda: keep_record("finetune", out, config, values, where))
+        processes.on_rank_zero(lambda: remove_state(_partial(out)))
     log.say(f"accuracy {accuracy:.2%}; written: {out}")
     processes.finish()
 

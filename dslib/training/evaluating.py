@@ -36,9 +36,9 @@ def predict(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, 
         module.training = True
     if processes.count() == 1:
         return torch.cat(found)
-    width = processes.gathered(torch.tensor([found[0].shape[1] if found else 0]))
+    width = processes.all_gather(torch.tensor([found[0].shape[1] if found else 0]))
     classes = max(int(one) for one in width)
-    parts = processes.gathered(torch.cat(found) if found else torch.zeros(0, classes))
+    parts = processes.all_gather(torch.cat(found) if found else torch.zeros(0, classes))
     logits = torch.empty(len(split), classes)
     for rank, part in enumerate(parts):
         if len(part):

@@ -143,7 +143,7 @@ def train(
             pulse.flush()
             engine.share([*model.buffers(), *(average.tensors.values() if average is not None else [])])
             save()
-            if processes.anywhere(stopping.wanted):
+            if processes.any_rank(stopping.wanted):
                 raise KeyboardInterrupt
             row = {"epoch": place.epoch + 1, "loss": pulse.total / feed.steps, "seconds": time.perf_counter() - began}
             with average.inside() if average is not None else nullcontext():
@@ -154,7 +154,7 @@ def train(
             board.add(row)
             write_history(log, title, place.history)
             log.say(meter.told(config.epochs, row))
-            if processes.anywhere(stopping.wanted):
+            if processes.any_rank(stopping.wanted):
                 raise KeyboardInterrupt
     if average is not None:
         average.settle()

@@ -44,7 +44,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def agreed(make: Callable[[], T]) -> T:
+def on_rank_zero(make: Callable[[], T]) -> T:
     """What the first process makes, on its own, for all; its error becomes everybody's.
 
     The others wait meanwhile. What is made travels by pickle, among processes that run the same code.
@@ -66,7 +66,7 @@ def agreed(make: Callable[[], T]) -> T:
     return told[0]
 
 
-def gathered(part: Tensor) -> list[Tensor]:
+def all_gather(part: Tensor) -> list[Tensor]:
     """The tensors of all processes, (N_i, ...) each on the CPU, in order of rank; all but the first size alike."""
     if count() == 1:
         return [part]
@@ -79,7 +79,7 @@ def gathered(part: Tensor) -> list[Tensor]:
     return [one[: int(size)] for one, size in zip(found, sizes, strict=True)]
 
 
-def added(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of a tensor over all processes, in place."""
     if count() > 1:
         dist.all_reduce(values)
@@ -88,15 +88,15 @@ def added(values: Tensor) -> Tensor:
 
 def wait() -> None:
     """Until all processes are here."""
-    added(torch.zeros(1))
+    all_reduce_sum(torch.zeros(1))
 
 
-def anywhere(wish: bool) -> bool:
+def any_rank(wish: bool) -> bool:
     """Whether any process wishes it; all learn the same."""
-    return bool(added(torch.tensor([float(wish)])) > 0)
+    return bool(all_reduce_sum(torch.tensor([float(wish)])) > 0)
 
 
-def in_turns(make: Callable[[], T]) -> T:
+def first_per_machine(make: Callable[[], T]) -> T:
     """What each process makes, the first of each machine before its others: what one downloads, they find."""
     if count() == 1:
         return make()

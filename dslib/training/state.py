@@ -198,7 +198,7 @@ class Snapshots:
         Raises:
             BadConfig: if it is of a training with other settings, or cannot be read just now.
         """
-        found = processes.agreed(lambda: load_state(self._path, self._check))
+        found = processes.on_rank_zero(lambda: load_state(self._path, self._check))
         if found is None:
             return Place()
         tensors, meta = found

@@ -122,7 +122,7 @@ class Pulse:
         """
         norm = norm.detach().to(loss.device)
         wishes = [torch.full_like(loss, float(wish)) for wish in (stop, save)]
-        values = processes.added(torch.stack([loss, norm, *wishes]))
+        values = processes.all_reduce_sum(torch.stack([loss, norm, *wishes]))
         before, self._pending = self._pending, (epoch, step, values)
         if self._late and before is not None:
             self._read(before)

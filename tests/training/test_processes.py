@@ -58,8 +58,8 @@ try:
 except KeyboardInterrupt:
     code = 7
 logits = predict(model, data.val, 20)
-statistics = processes.gathered(model.blocks[0].bn1.running_mean[None].clone())
-everybody = processes.gathered(torch.tensor(losses))
+statistics = processes.all_gather(model.blocks[0].bn1.running_mean[None].clone())
+everybody = processes.all_gather(torch.tensor(losses))
 if processes.rank() == 0:
     found = {{"losses": torch.stack(everybody), "logits": logits, "code": code, "steps": len(steps)}}
     torch.save(found | {{"statistics": statistics}}, out / "found.pt")
@@ -242,10 +242,10 @@ def _child(parent: int) -> int:
 
 def test_one_process_alone_needs_no_group():
     assert (processes.count(), processes.rank(), processes.started()) == (1, 0, 1)
-    assert processes.agreed(lambda: 3) == 3
+    assert processes.on_rank_zero(lambda: 3) == 3
     tensor = torch.arange(3)
-    assert processes.gathered(tensor)[0] is tensor
-    assert processes.added(tensor) is tensor
+    assert processes.all_gather(tensor)[0] is tensor
+    assert processes.all_reduce_sum(tensor) is tensor
     assert processes.start(torch.device("cpu")) == torch.device("cpu")
     assert not processes.lost_another(RuntimeError("gloo: Connection closed by peer"))
 
