@@ -119,7 +119,7 @@ def test_every_page_is_in_the_table_of_contents():
 def test_the_api_describes_every_module():
     listed = re.findall(r"automodule:: (\S+)", (BOOK / "modules.md").read_text())
     modules = [found.name for found in pkgutil.walk_packages(dslib.__path__, "dslib.")]
-    assert sorted(listed) == sorted(name for name in modules if not name.startswith("dslib.cli.verbs"))
+    assert sorted(listed) == sorted(name for name in modules if not name.startswith(("dslib.cli", "dslib.__main__")))
     for name in dslib.__all__:  # these are described on the page before, and only there
         home = getattr(dslib, name).__module__
         text = (BOOK / "modules.md").read_text().partition(f"automodule:: {home}\n")[2].partition("```")[0]

@@ -8,6 +8,8 @@ import os
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,7 @@ LAYERS = [
     "plots",
     "bench",
     "cli",
+    "__main__",
 ]
 
 
@@ -86,11 +89,41 @@ def test_public_names_stay_callable_after_importing_every_submodule():
     """A module named like a function would shadow it."""
     for module in LAYERS:
         importlib.import_module(f"dslib.{module}")
-    assert len(dslib.__all__) <= 30
+    assert len(dslib.__all__) <= 32
     for name in dslib.__all__:
         found = getattr(dslib, name)
         assert callable(found), name
         assert inspect.getdoc(found), name
+
+
+def test_a_name_that_is_none_is_refused():
+    assert dslib.planning is importlib.import_module("dslib.planning")
+    assert set(dslib.__all__) <= set(dir(dslib))
+    with pytest.raises(AttributeError, match="'dslib' has no attribute 'serch'"):
+        _ = dslib.serch
+    with pytest.raises(ImportError, match="cannot import name 'serch'"):
+        exec("from dslib import serch")
+
+
+def test_the_command_lines_help_imports_nothing_heavy():
+    code = """
+import sys
+from click.testing import CliRunner
+from dslib.cli import app
+for words in (["--help"], ["bench", "--help"], ["nothing"]):
+    print(CliRunner().invoke(app, words).output)
+print([name for name in ("torch", "numpy", "pandas") if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Stage 1: learn every site" in out
+    assert "waterfall" in out
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_the_package_can_be_run():
+    done = subprocess.run([sys.executable, "-m", "dslib", "shrnk"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("dslib: No such command 'shrnk'")
 
 
 def test_a_record_round_trips(tmp_path):

@@ -158,7 +158,7 @@ def test_hoisted_padding_is_no_drift():
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
     """`dslib calibrate`, or another, in this process, in tmp_path, for a trained Tiny; gives its output."""
-    from dslib.cli.verbs import main
+    from dslib.cli.app import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -1,5 +1,13 @@
-"""The command line; see `verbs`."""
+"""The command line: options, a call of the package, and what it gave, printed. Listing the commands needs no torch.
 
-from .verbs import main
+app            The command line as a whole: its verbs, and how what goes wrong is told.
+bench          The benchmarks.
+calibrate      `dslib calibrate`, for people without labels.
+lazy           Groups of commands that are imported only when one is run.
+options        Options, derived from what they are given to.
+plan           `dslib importance` and `dslib plan`.
+run            `dslib run`, all stages in one, and `dslib eval`.
+stages         The stages one by one.
+"""
 
-__all__ = ["main"]
+from .app import app, main

@@ -179,6 +179,3 @@ def starts_bench(**given: Any) -> None:
     from ..bench.starts import record_starts
 
     record_starts(**given)
-
-
-CALIBRATION = (depths_bench, ingredients_bench, speedup_bench, memory_bench, starts_bench, networks_bench)

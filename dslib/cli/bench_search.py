@@ -200,6 +200,3 @@ def retime_bench(record: Path, runtime: str | None, device: str | None, out: Pat
     from ..bench.retime import record_retimed
 
     write_record(record_retimed(record, runtime, device, click.echo), out)
-
-
-SEARCH = (frontier_bench, retime_bench, methods_bench, joint_bench, sign_bench, steps_bench, plan_bench)

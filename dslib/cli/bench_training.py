@@ -95,6 +95,3 @@ def kills_bench(kills: int, seed: int, epochs: int, out: Path | None) -> None:
         "finetuning: the weights are those of a run that was not killed, bit for bit"
     )
     write_record(record, out)
-
-
-TRAINING = (ablation_bench, expand_bench, overhead_bench, kills_bench)

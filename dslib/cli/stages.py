@@ -1,21 +1,17 @@
-"""The command line: the package's verbs. Options of a stage derive from the fields of its settings."""
+"""The command line's stages one by one; options of a stage derive from the fields of its settings."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import BadConfig, DslibError, first_line
+from ..errors import BadConfig
 from ..finetuning import Finetune
 from ..measuring import PRECISIONS
 from ..searching import Search
 from ..training import claimed, processes, remove_state
-from .bench import bench
-from .calibrate import calibrate_command
 from .options import (
     check_classes,
     data_options,
@@ -34,50 +30,9 @@ from .options import (
     trained_network,
     trust_option,
 )
-from .plan import importance_command, plan_command
-from .run import eval_command, run_command
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit status 2."""
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # without the line of code that warns
-    sys.path.insert(0, "")  # so that --model mynet:build finds mynet.py in the current folder
-    try:
-        app.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-    except click.ClickException as error:
-        _fail(f"{error.format_message()} (dslib --help lists the options)")
-    except DslibError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}: check the path, its permissions and the disk")
-    except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted: what was finished is kept; the same command goes on from there")
-    except RuntimeError as error:
-        if not processes.lost_another(error):
-            raise
-        _fail(
-            f"another process of this job ended ({first_line(error)[:100]}): see what it said; the same command "
-            "goes on from the last state"
-        )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="dslib")
-def app() -> None:
-    """Shrink a CNN: search which activations to keep, finetune without the rest, merge each linear block exactly."""
-
-
-app.add_command(bench)
-app.add_command(calibrate_command)
-app.add_command(run_command)
-app.add_command(eval_command)
-app.add_command(importance_command)
-app.add_command(plan_command)
-
-
-@app.command("sites")
+@click.command("sites")
 @network_options()
 @image_size_option
 def sites_command(model: str, weights: str, options: tuple[str, ...], image_size: int) -> None:
@@ -88,7 +43,7 @@ def sites_command(model: str, weights: str, options: tuple[str, ...], image_size
     click.echo(repr(dslib.find_sites(network, image_size)))
 
 
-@app.command("profile")
+@click.command("profile")
 @network_options()
 @image_size_option
 @click.option("--batch-size", default=32, show_default=True)
@@ -139,7 +94,7 @@ def profile_command(
         table.save(out)
 
 
-@app.command("search")
+@click.command("search")
 @network_options()
 @data_options
 @settings(Search)
@@ -179,7 +134,7 @@ def search_command(
     processes.finish()
 
 
-@app.command("shrink")
+@click.command("shrink")
 @network_options()
 @click.option("--search", "search_file", type=Path, help="Result of `dslib search`; needs --k.")
 @click.option("--k", type=int, help="Sites to keep.")
@@ -223,7 +178,7 @@ def shrink_command(
     click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}\nwritten: {dslib.save(out, small, recipe)}")
 
 
-@app.command("finetune")
+@click.command("finetune")
 @click.argument("recipe", type=Path)
 @data_options
 @settings(Finetune)
@@ -272,7 +227,7 @@ def finetune_command(
     processes.finish()
 
 
-@app.command("merge")
+@click.command("merge")
 @click.argument("recipe", type=Path)
 @click.option("--border-size", type=int, help="Shrunk with --no-hoist: a bias per position, for this image size only.")
 @trust_option
@@ -287,7 +242,7 @@ def merge_command(recipe: Path, border_size: int | None, trust: str | None, out:
     click.echo(next_step(out, written.model))
 
 
-@app.command("export")
+@click.command("export")
 @click.argument("recipe", type=Path)
 @click.option("--image-size", type=int, help="Side in pixels; default the recipe's.")
 @trust_option
@@ -312,8 +267,3 @@ def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> An
 
 def _partial(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.json')}.partial.safetensors")
-
-
-def _fail(message: str) -> None:
-    click.echo(f"dslib: {' '.join(message.split())}", err=True)
-    sys.exit(2)
