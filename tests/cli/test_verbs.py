@@ -164,7 +164,7 @@ def test_bad_input_is_one_line(tmp_path, npz, refused):
     other = tuple("nowhere.npz" if word == npz else word for word in run)
     assert "unknown dataset 'nowhere.npz'" in refused(*other, "--k", "1")
     assert "rounds: expected 1 or more" in refused(*run, "--k", "1", "--rounds", "0")
-    assert "momentum: expected 0 to 1" in refused(*run, "--k", "1", "--search-momentum", "-1")
+    assert "momentum: expected 0 to less than 1" in refused(*run, "--k", "1", "--search-momentum", "-1")
     assert "does not run on 64 x 64" in refused("sites", "--model", "vit_tiny_patch16_224", "--image-size", "64")
     assert "no device 'gpu9'" in refused("profile", "--model", "resnet18", "--device", "gpu9")
     assert "expected either --mask (--plan), or --search with --k" in refused(
