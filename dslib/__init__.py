@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # and read below: this is the one list of the public names
 
     # stage 1: which activations stay
     from .searching import Search as Search, search as search
-    from .ranking import Found as Found
+    from .ranking import Importances as Importances
 
     # stage 2: without the others
     from .shrinking import fade as fade, shrink as shrink

@@ -1,13 +1,14 @@
-"""Planning: the best plan under a latency, given what each site matters (`Found`) and costs (`CostTable`)."""
+"""Planning: the best plan under a latency, given what each site matters (`Importances`) and costs (`CostTable`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from .algebra import dtype_of, in_channels
@@ -15,7 +16,7 @@ from .errors import BadConfig, MaskMismatch
 from .measuring import measure
 from .merging import merge
 from .profiling import CostTable
-from .ranking import Found
+from .ranking import Importances
 from .shrinking import shrink
 from .sites import Mask, Plan
 
@@ -23,7 +24,7 @@ Speedup = tuple[float, float, float]  # ratio of medians, and quartiles of the r
 MOST = 20_000  # plans of a network's first sites that are kept in mind
 
 
-class Planned(NamedTuple):
+class OperatingPoint(NamedTuple):
     """A plan, its predicted latency (ms per batch) and the importance that it removes, in sum."""
 
     plan: Plan
@@ -50,7 +51,21 @@ class _Front(NamedTuple):
     before: np.ndarray  # index of the plan of the sites before it
 
 
-def plan(found: Found, cost: CostTable, latency: float, merged: bool = True) -> Plan:
+def unbeaten(gain: ArrayLike, loss: ArrayLike) -> np.ndarray:
+    """Indices of the points that no other beats in both, the largest gain first; of equal points, of the first one.
+
+    Args:
+        gain: (n,), the larger the better: milliseconds saved, speed.
+        loss: (n,), the smaller the better: importance removed, accuracy with its sign changed.
+    """
+    gain, loss = np.asarray(gain), np.asarray(loss)
+    order = np.lexsort((loss, -gain))
+    sorted_loss = loss[order]
+    least_so_far = np.concatenate([[np.inf], np.minimum.accumulate(sorted_loss)[:-1]])[: len(order)]
+    return order[sorted_loss < least_so_far]
+
+
+def plan(found: Importances, cost: CostTable, latency: float, merged: bool = True) -> Plan:
     """The plan within a latency that removes the least importance in sum.
 
     Args:
@@ -65,19 +80,16 @@ def plan(found: Found, cost: CostTable, latency: float, merged: bool = True) -> 
     if math.isnan(latency):
         raise BadConfig("latency: expected milliseconds per batch, found NaN")
     options = _options(found, cost, merged)
-    need = cost.total - latency
     fronts = _fronts(options)
     last = fronts[-1]
-    enough = np.flatnonzero(last.saving >= need - 1e-9 * cost.total)
-    if not len(enough) > 0:
-        raise MaskMismatch(
-            f"latency: the least that can be reached is {cost.total - last.saving.max():.2f} ms per "
-            f"batch, found {latency:g}"
-        )
-    return _plan_of(fronts, options, int(enough[last.loss[enough].argmin()]), found)
+    enough = np.flatnonzero(last.saving >= cost.total - latency - 1e-9 * cost.total)
+    if not len(enough):
+        least = cost.total - last.saving.max()
+        raise MaskMismatch(f"latency: the least that can be reached is {least:.2f} ms per batch, found {latency:g}")
+    return _plan_of(fronts, options, int(enough[last.loss[enough].argmin()]), found.sites)
 
 
-def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
+def pareto(found: Importances, cost: CostTable, merged: bool = True) -> list[OperatingPoint]:
     """All plans that no other beats in both latency and importance removed, the slowest first.
 
     Exact by dynamic programming over the sites: only plans of the first sites that no other beats can be part of one
@@ -88,25 +100,23 @@ def pareto(found: Found, cost: CostTable, merged: bool = True) -> list[Planned]:
     """
     options = _options(found, cost, merged)
     fronts = _fronts(options)
-    last = fronts[-1]
-    plans = [(_plan_of(fronts, options, int(i), found), float(last.loss[i])) for i in last.saving.argsort()]
-    best: list[Planned] = []
-    for one in (Planned(p, cost.predict(p, merged), loss) for p, loss in plans[::-1]):  # sums differ by rounding
-        if best and one.latency <= best[-1].latency:
-            best.pop()
-        best.append(one)
-    return best[::-1]
+    points = []
+    for i, loss in enumerate(fronts[-1].loss):
+        best = _plan_of(fronts, options, i, found.sites)
+        points.append(OperatingPoint(best, cost.predict(best, merged), float(loss)))
+    kept = unbeaten([-one.latency for one in points], [one.loss for one in points])  # sums differ by rounding
+    return [points[i] for i in kept[::-1]]
 
 
 class Joint(NamedTuple):
     """One of several networks, what is to be done to it, and the loss that is predicted for it."""
 
     network: str
-    planned: Planned
+    point: OperatingPoint
     loss: float
 
 
-def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) -> list[Joint]:
+def joint(networks: Mapping[str, tuple[Importances, CostTable]], merged: bool = True) -> list[Joint]:
     """Over several networks (widths of one, say), all plans that no other beats in latency and loss, slowest first.
 
     Args:
@@ -126,20 +136,17 @@ def joint(networks: Mapping[str, tuple[Found, CostTable]], merged: bool = True) 
     if len(settings) != 1:
         raise MaskMismatch(f"costs of different settings cannot be compared: {sorted(settings)}")
     every = [
-        Joint(name, planned, found.own + planned.loss)
+        Joint(name, point, found.base_loss + point.loss)
         for name, (found, cost) in networks.items()
-        for planned in pareto(found, cost, merged)
+        for point in pareto(found, cost, merged)
     ]
-    best: list[Joint] = []
-    for one in sorted(every, key=lambda one: (one.planned.latency, one.loss)):
-        if not best or one.loss < best[-1].loss:
-            best.append(one)
-    return best[::-1]
+    kept = unbeaten([-one.point.latency for one in every], [one.loss for one in every])
+    return [every[i] for i in kept[::-1]]
 
 
 def for_speedup(
     model: nn.Module,
-    found: Found,
+    found: Importances,
     cost: CostTable,
     speedup: float,
     rounds: int = 15,
@@ -175,45 +182,52 @@ def for_speedup(
         reached = timing.speedup("small", over="original")
         if reached[0] >= speedup:
             return best, reached
-        if not latency > least:
+        if latency <= least:
             raise MaskMismatch(
                 f"speedup: at its quickest, with {len(best.mask.removed)} sites removed, the network "
                 f"is {reached[0]:.2f} times as fast, expected {speedup:g}"
             )
-        slower = min(latency, cost.predict(best, merged=True))
+        slower = min(latency, cost.predict(best))
         latency = max(slower - 0.005 * cost.total, least)  # another plan, and not much quicker than need be
 
 
-def _options(found: Found, cost: CostTable, merged: bool) -> list[list[_Choice]]:
+def _options(found: Importances, cost: CostTable, merged: bool) -> list[list[_Choice]]:
     """For each site what can be done that ends with it: keep, remove or drop it, or merge it with those before it."""
+    _check_same_network(found, cost)
+    place = {name: i for i, name in enumerate(found.sites)}
+    options = [[_Choice(i, 0.0, 0.0, removed=False)] for i in place.values()]
+
+    def add(names: Sequence[str], saving: float, loss: float, dropped: bool = False) -> None:
+        if not math.isfinite(loss):
+            raise MaskMismatch("an importance is NaN or infinite: rank the sites again")
+        options[place[names[-1]]].append(_Choice(place[names[0]], saving, loss, True, dropped))
+
+    for name, loss in found.scores.items():
+        add([name], cost.saving([name], merged), loss)
+    for name, loss in found.dropped.items():
+        add([name], cost.kept[name], loss, dropped=True)
+    for run, loss in found.runs.items():
+        if run in cost.runs:
+            names = run.split("+")
+            add(names, cost.saving(names, merged), loss)
+    return options
+
+
+def _check_same_network(found: Importances, cost: CostTable) -> None:
+    """Raise `MaskMismatch` unless the two tables belong together, and can be summed."""
     if not found.unit:
         raise MaskMismatch(
             "these importances only order the sites, their sums mean nothing: take a mask of "
             "them, or importances from `importance` or `rank`"
         )
-    same = not (found.network and cost.network) or found.network == cost.network
-    if not same:
+    if found.network and cost.network and found.network != cost.network:
         raise MaskMismatch("importances and costs are of different networks: profile the one that was ranked")
     if found.image_size not in (0, cost.image_size):
         raise MaskMismatch(
             f"importances are of images of {found.image_size} px, costs of "
             f"{cost.image_size} px: give both the same --image-size"
         )
-    cost.check({*found.m, *found.dropped})
-    place = {name: i for i, name in enumerate(found.order)}
-    options = [[_Choice(i, 0.0, 0.0, False)] for i in range(len(found.order))]
-    for name, loss in found.m.items():
-        options[place[name]].append(_Choice(place[name], cost.saving((name,), merged), loss, True))
-    for name, loss in found.dropped.items():
-        options[place[name]].append(_Choice(place[name], cost.kept[name], loss, removed=True, dropped=True))
-    for run, loss in found.runs.items():
-        if run in cost.runs:
-            names = tuple(run.split("+"))
-            options[place[names[-1]]].append(_Choice(place[names[0]], cost.saving(names, merged), loss, True))
-    losses = [choice.loss for row in options for choice in row]
-    if not all(map(math.isfinite, losses)):
-        raise MaskMismatch("an importance is NaN or infinite: rank the sites again")
-    return options
+    cost.check({*found.scores, *found.dropped})
 
 
 def _fronts(options: list[list[_Choice]]) -> list[_Front]:
@@ -226,33 +240,40 @@ def _fronts(options: list[list[_Choice]]) -> list[_Front]:
         for index, choice in enumerate(row):
             before = fronts[choice.first]
             size = len(before.saving)
-            made = (before.saving + choice.saving, before.loss + choice.loss, np.full(size, index), np.arange(size))
-            parts.append(_Front(*made))
-        joined = _Front(*map(np.concatenate, zip(*parts, strict=True)))
-        best = _unbeaten(joined, joined.saving)
-        fronts.append(best if len(best.saving) <= MOST else _unbeaten(best, np.floor(best.saving / step)))
+            parts.append(
+                _Front(
+                    saving=before.saving + choice.saving,
+                    loss=before.loss + choice.loss,
+                    choice=np.full(size, index),
+                    before=np.arange(size),
+                )
+            )
+        front = _Front(*map(np.concatenate, zip(*parts, strict=True)))
+        front = _rows(front, unbeaten(front.saving, front.loss))
+        fronts.append(front if len(front.saving) <= MOST else _thinned(front, step))
     return fronts
 
 
-def _unbeaten(front: _Front, saving: np.ndarray) -> _Front:
-    """Those that no other beats in both loss and (so counted) saving, the largest first; that one always stays."""
-    saving = saving.copy()
-    saving[np.lexsort((front.loss, -front.saving))[0]] = np.inf
-    order = np.lexsort((front.loss, -saving))
-    loss = front.loss[order]
-    least = np.concatenate([[np.inf], np.minimum.accumulate(loss)[:-1]])
-    kept = order[loss < least]
-    return _Front(*(values[kept] for values in front))
+def _rows(front: _Front, indices: np.ndarray) -> _Front:
+    return _Front(*(column[indices] for column in front))
 
 
-def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, found: Found) -> Plan:
+def _thinned(front: _Front, step: float) -> _Front:
+    """Of the plans that save alike, to a step in ms, the best one; and the one that saves most, which comes first."""
+    saving = np.floor(front.saving / step)
+    saving[0] = np.inf
+    return _rows(front, unbeaten(saving, front.loss))
+
+
+def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, sites: tuple[str, ...]) -> Plan:
+    """What was chosen for a plan of the last front, site by site from the last one back."""
     removed: set[str] = set()
     runs, dropped = [], []
     place = len(options)
     while place:
         front = fronts[place]
         choice = options[place - 1][front.choice[index]]
-        names = found.order[choice.first : place]
+        names = sites[choice.first : place]
         if choice.removed:
             removed.update(names)
             if len(names) > 1:
@@ -260,4 +281,4 @@ def _plan_of(fronts: list[_Front], options: list[list[_Choice]], index: int, fou
             elif choice.dropped:
                 dropped.append(names[0])
         index, place = int(front.before[index]), choice.first
-    return Plan(Mask({name: name not in removed for name in found.order}), runs[::-1], dropped[::-1])
+    return Plan(Mask({name: name not in removed for name in sites}), runs[::-1], dropped[::-1])

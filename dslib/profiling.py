@@ -61,19 +61,19 @@ class CostTable:
         columns = {"kept_ms": self.kept, "linear_ms": self.linear, "merged_ms": self.merged, "saving_ms": self.savings}
         return pd.DataFrame(columns)
 
-    def saving(self, names: Sequence[str], merged: bool = False) -> float:
+    def saving(self, names: Sequence[str], merged: bool = True) -> float:
         """Ms per batch saved by removing a site, or by merging a run of several into one convolution.
 
         Args:
             names: of the site, or of the run's sites in order.
-            merged: whether a site is merged in any case; else it stays linear where that is quicker.
+            merged: whether every removed site is merged, as `merge` does; else it stays linear where that is quicker.
         """
         kept = sum(self.kept[name] for name in names)
         if len(names) > 1:
             return kept - self.runs["+".join(names)]
         return kept - (self.merged[names[0]] if merged else min(self.merged[names[0]], self.linear[names[0]]))
 
-    def predict(self, plan: Mask | Plan, merged: bool = False) -> float:
+    def predict(self, plan: Mask | Plan, merged: bool = True) -> float:
         """Predicted latency of the shrunk and merged network, ms per batch: the whole network's less the savings.
 
         Args:

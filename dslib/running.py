@@ -37,7 +37,7 @@ from .measuring import (
 )
 from .models import find_head, load_model
 from .profiling import CostTable, profile
-from .ranking import Found, rank
+from .ranking import Importances, rank
 from .saving import Recipe, activation
 from .searching import Search, search
 from .shrinking import fade, shrink
@@ -257,14 +257,14 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
     cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
     settings = Calibrate(seed=config.seed)
 
-    def stage1() -> Found:
+    def stage1() -> Importances:
         if config.calibrate:
             images = data.train.first(RANKED_IMAGES, config.seed)
             log.say(f"ranking {len(sites.mergeable)} sites on {len(images)} images, one calibration each")
             return rank(model, sites, images, settings)
         return search(model, data, sites, cost, config.search, out / "search.partial.safetensors", log)
 
-    found = stage.file("search", Found.load, stage1, together=not config.calibrate)
+    found = stage.file("search", Importances.load, stage1, together=not config.calibrate)
     mask = found.mask(config.k)
     processes.on_rank_zero(lambda: mask.save(out / "mask.json"))
     log.say(repr(mask))
@@ -301,7 +301,7 @@ def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Reco
             "seconds": stage.seconds(),
             **compare(networks, data, config.batch_size, config.rounds),
             "cost": asdict(cost),
-            "found": asdict(found),
+            "found": found.as_json(),
             **records.read_json(out / "finetune.json"),
         }
         record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
@@ -421,7 +421,7 @@ def trial(config: Run) -> pd.DataFrame:
     model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sites = find_sites(model, data.image_size, config.single)
     sites.check_k(config.k)
-    mask = Found(dict.fromkeys(sites.mergeable, 1.0), sites.always_kept, sites.names).mask(config.k)
+    mask = Importances(dict.fromkeys(sites.mergeable, 1.0), sites.always_kept, sites.names).mask(config.k)
     took = _evaluation(model, data)
     rows: dict[str, Any] = {}
 

@@ -21,7 +21,7 @@ from .algebra import is_activation_module, removable_activations, structure_of, 
 from .data import Data
 from .errors import BadConfig, MaskMismatch
 from .profiling import CostTable
-from .ranking import Found
+from .ranking import Importances
 from .shrinking import activation_module, not_inplace, replace_activation
 from .sites import Sites
 from .training import Log, Train, groups, train
@@ -176,7 +176,7 @@ def search(
     config: Search | None = None,
     checkpoint: Path | None = None,
     log: Log | None = None,
-) -> Found:
+) -> Importances:
     """The importance of every site, learnt together with the weights. The model is left as it is.
 
     Args:
@@ -223,7 +223,7 @@ def search(
         log=log,
     )
     m = dict(zip(gates.names, gates.m.tolist(), strict=True))
-    return Found(m, sites.always_kept, sites.names, history, network=structure_of(model))
+    return Importances(m, sites.always_kept, sites.names, history, network=structure_of(model))
 
 
 def _savings(model: nn.Module, names: Sequence[str], cost: CostTable | Mapping[str, float]) -> Mapping[str, float]:

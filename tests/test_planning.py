@@ -20,7 +20,7 @@ from dslib.measuring.latency import Timing
 from dslib.models.weights import save_tensors
 from dslib.planning import for_speedup, joint, pareto, plan
 from dslib.profiling import CostTable
-from dslib.ranking import Found
+from dslib.ranking import Importances
 
 
 def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=(), drops=()):
@@ -44,7 +44,7 @@ def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=
         "eager",
         runs={run: run_length * kept - run_savings[i] for run, i in runs.items()},
     )
-    found = Found(
+    found = Importances(
         {n: losses[names.index(n)] for n in free},
         tuple(always),
         tuple(names),
@@ -57,7 +57,7 @@ def tables(losses, savings, run_losses=(), run_savings=(), run_length=2, always=
 
 def every_plan(found, cost):
     """(latency, loss) of each way to keep, remove, drop or join the sites."""
-    order, results = found.order, []
+    order, results = found.sites, []
 
     def extend(place, latency, loss):
         if place == len(order):
@@ -65,8 +65,8 @@ def every_plan(found, cost):
             return
         name = order[place]
         extend(place + 1, latency, loss)
-        if name in found.m:
-            extend(place + 1, latency - cost.kept[name] + cost.merged[name], loss + found.m[name])
+        if name in found.scores:
+            extend(place + 1, latency - cost.kept[name] + cost.merged[name], loss + found.scores[name])
         if name in found.dropped:
             extend(place + 1, latency - cost.kept[name], loss + found.dropped[name])
         for run in found.runs:
@@ -111,7 +111,7 @@ def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings
     quickest = min(latency for latency, _ in ways)
     budget = quickest + share * (cost.total - quickest) + 1e-6
     best = plan(found, cost, budget)
-    loss = sum(found.m[g[0]] if len(g) == 1 else found.runs["+".join(g)] for g in best.groups)
+    loss = sum(found.scores[g[0]] if len(g) == 1 else found.runs["+".join(g)] for g in best.groups)
     loss += sum(found.dropped[name] for name in best.dropped)
     assert cost.predict(best, merged=True) <= budget + 1e-9
     assert loss == pytest.approx(min(loss for latency, loss in ways if latency <= budget), abs=1e-9)
@@ -120,6 +120,18 @@ def test_the_plan_is_the_best_of_all(n, losses, savings, run_losses, run_savings
     assert all(a.latency > b.latency and a.loss < b.loss for a, b in itertools.pairwise(front))
     for latency, loss in ways:
         assert any(p.latency <= latency + 1e-9 and p.loss <= loss + 1e-9 for p in front)
+
+
+def test_what_no_other_beats():
+    speed, accuracy = np.array([10, 20, 15, 30, 5, 10, 30]), np.array([0.9, 0.8, 0.7, 0.8, 0.95, 0.9, 0.7])
+    assert planning.unbeaten(speed, -accuracy).tolist() == [3, 0, 4]
+    assert planning.unbeaten([], []).tolist() == []
+
+
+def test_a_plan_is_predicted_as_it_was_planned():
+    found, cost = tables([1.0, 2.0], [1.0, 2.0])
+    cost = replace(cost, linear=dict.fromkeys(cost.kept, 0.5))  # quicker than merged
+    assert cost.predict(plan(found, cost, 22.0)) == pytest.approx(pareto(found, cost)[-1].latency) == 22.0
 
 
 def test_many_plans_of_a_deep_network_are_thinned(monkeypatch):
@@ -131,7 +143,7 @@ def test_many_plans_of_a_deep_network_are_thinned(monkeypatch):
     monkeypatch.setattr(planning, "MOST", 64)
     thinned = plan(found, cost, budget)
     assert cost.predict(thinned, merged=True) <= budget
-    losses = [sum(found.m[name] for name in p.mask.removed) for p in (exact, thinned)]
+    losses = [sum(found.scores[name] for name in p.mask.removed) for p in (exact, thinned)]
     assert losses[0] <= losses[1] <= losses[0] + len(values) * sum(values) / 64
     assert len(pareto(found, cost)) <= 64 + 2  # bins, the quickest
     assert pareto(found, cost)[-1].latency == pytest.approx(least)  # the quickest stays
@@ -139,7 +151,7 @@ def test_many_plans_of_a_deep_network_are_thinned(monkeypatch):
 
 
 def test_a_site_may_stay_linear_where_that_is_quicker():
-    found = Found({"a": 1.0, "b": 2.0}, (), ("a", "b"), unit="nats")
+    found = Importances({"a": 1.0, "b": 2.0}, (), ("a", "b"), unit="nats")
     cost = CostTable({"a": 5.0, "b": 5.0}, {"a": 2.0, "b": 4.0}, {"a": 6.0, "b": 3.0}, 12.0, 1, 32, "cpu", "eager")
     assert plan(found, cost, 10.0, merged=False).mask.removed == ("a",)
     assert plan(found, cost, 10.0).mask.removed == ("b",)
@@ -184,7 +196,7 @@ def test_budgets_that_cannot_be_met_name_the_nearest():
     with pytest.raises(BadConfig, match="found NaN"):
         plan(found, cost, math.nan)
     with pytest.raises(MaskMismatch, match="importance is NaN"):
-        plan(replace(found, m={"s0": math.nan, "s1": 1.0}), cost, 24.0)
+        plan(replace(found, scores={"s0": math.nan, "s1": 1.0}), cost, 24.0)
     with pytest.raises(MaskMismatch, match=r"no measured cost for the runs \['s0\+s1'\]"):
         cost.predict(dslib.Plan(dslib.Mask({"s0": False, "s1": False}), [("s0", "s1")]))
 
@@ -196,7 +208,7 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
     cost = CostTable(
         dict.fromkeys(names, 5.0), dict.fromkeys(names, 9.0), dict.fromkeys(names, 2.0), 20.0, 4, 32, "cpu", "eager"
     )
-    found = Found(dict(zip(names, (0.1, 0.3, 0.2), strict=True)), (), names, unit="nats")
+    found = Importances(dict(zip(names, (0.1, 0.3, 0.2), strict=True)), (), names, unit="nats")
     times = iter(measured)
 
     def measured_next(networks, images, *_, **__):
@@ -219,9 +231,9 @@ def test_the_joint_frontier_of_two_widths():
     narrow, wide = tables([1.0, 2.0], [3.0, 4.0]), tables([0.1, 0.4], [3.0, 4.0])
     narrow = replace(narrow[0], own=2.0), replace(narrow[1], total=15.0)
     front = joint({"narrow": narrow, "wide": wide})
-    every = [(p.latency, found.own + p.loss) for found, cost in (narrow, wide) for p in pareto(found, cost)]
+    every = [(p.latency, found.base_loss + p.loss) for found, cost in (narrow, wide) for p in pareto(found, cost)]
     unbeaten = sorted((a, b) for a, b in every if not any((c <= a and d <= b) and (c, d) != (a, b) for c, d in every))
-    assert [(one.planned.latency, one.loss) for one in front] == unbeaten[::-1]
+    assert [(one.point.latency, one.loss) for one in front] == unbeaten[::-1]
     assert {one.network for one in front} == {"narrow", "wide"}
     assert front[0].network == "wide"
     with pytest.raises(MaskMismatch, match="costs of different settings"):
@@ -295,4 +307,4 @@ def test_what_a_user_measured_becomes_a_plan_whatever_the_number_of_classes(tmp_
     found["values"]["m"]["elsewhere"] = 1.0
     (tmp_path / "wrong.json").write_text(json.dumps(found))
     with pytest.raises(BadRecord, match="of other sites than it lists"):
-        dslib.Found.load(tmp_path / "wrong.json")
+        dslib.Importances.load(tmp_path / "wrong.json")

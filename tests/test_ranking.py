@@ -4,7 +4,7 @@ import copy
 import json
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from dslib.algebra.padding import InteriorBatchNorm2d
 from dslib.calibrating import Calibrate, calibrate, logits_of
 from dslib.errors import BadConfig
 from dslib.models.weights import save_tensors
-from dslib.ranking import Found, Importance, agreement, divergence, importance, rank
+from dslib.ranking import Importance, Importances, agreement, divergence, importance, rank
 from dslib.records import Record
 from dslib.training.evaluating import batchnorm_drift, recalibrate_batchnorm
 
@@ -27,11 +27,11 @@ def test_ranking_gives_a_mask_for_every_k(tiny):
     x = photos(48)
     sites = dslib.find_sites(tiny, 32)
     found = rank(tiny, sites, x, progress=False)
-    assert all(value > 0 for value in found.m.values())
+    assert all(value > 0 for value in found.scores.values())
     assert [found.mask(k).k for k in range(4)] == [0, 1, 2, 3]
     for name in sites.names:  # kept blocks behind the first one are refitted
         alone = calibrate(tiny, sites.mask(set(sites.names) - {name}), x, Calibrate()).model
-        assert found.m[name] == divergence(logits_of(alone, x), logits_of(tiny, x))
+        assert found.scores[name] == divergence(logits_of(alone, x), logits_of(tiny, x))
     assert agreement(logits_of(tiny, x), logits_of(tiny, x)) == 1.0
     flags = [module.training for module in tiny.train().modules()]
     assert torch.equal(logits_of(tiny, x), logits_of(copy.deepcopy(tiny).eval(), x))
@@ -43,7 +43,7 @@ def test_the_divergence_may_be_of_other_images(tiny):
     sites = dslib.find_sites(tiny, 32)
     found = rank(tiny, sites, x, progress=False, held=other)
     alone = calibrate(tiny, sites.mask(set(sites.names) - {"blocks.1"}), x, Calibrate()).model
-    assert found.m["blocks.1"] == divergence(logits_of(alone, other), logits_of(tiny, other))
+    assert found.scores["blocks.1"] == divergence(logits_of(alone, other), logits_of(tiny, other))
 
 
 def test_ranking_of_runs(tiny):
@@ -75,7 +75,7 @@ def test_dropped_blocks_are_ranked_as_well(tiny, digits, labels):
         expected = divergence(logits_of(small, x[:64]), logits_of(model, x[:64]))
     assert list(found.dropped) == ["blocks.0", "blocks.2"]  # the other one has a stride
     assert found.dropped["blocks.0"] == pytest.approx(expected, abs=1e-5)
-    assert Found.of(json.loads(json.dumps(asdict(found)))) == found
+    assert Importances.of(json.loads(json.dumps(found.as_json()))) == found
 
 
 def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
@@ -85,7 +85,7 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
     config = Importance(count=64, longest=2)
     found = importance(model, digits, sites, config, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert set(found.m) == set(sites.names)
+    assert set(found.scores) == set(sites.names)
     assert set(found.runs) == {"blocks.0+blocks.1", "blocks.1+blocks.2"}
     part = digits.train.first(128)
     x, y = next(part.batches(128))
@@ -95,24 +95,24 @@ def test_importance_is_the_rise_of_the_loss_with_fresh_statistics(tiny, digits):
         recalibrate_batchnorm(network, [x[:64]])
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]) for network in (small, same)]
-    assert found.m["blocks.1"] == pytest.approx((losses[0] - losses[1]).item(), abs=1e-5)
+    assert found.scores["blocks.1"] == pytest.approx((losses[0] - losses[1]).item(), abs=1e-5)
     assert found.unit == "nats of cross-entropy"
     assert found.network == dslib.profile(model, sites, 2, rounds=1).network
     uneven = importance(model, digits, sites, replace(config, count=65), progress=False)  # no batch of one
-    assert uneven.m != found.m
+    assert uneven.scores != found.scores
     assert importance(model, digits, sites, config, progress=False) == found
     config = replace(config, longest=1, finetune=dslib.Finetune(epochs=1, lr=0.1, batch_size=32, alpha=0.0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
         tuned = importance(model, digits, sites, config, progress=False)
-    assert tuned.m != found.m
+    assert tuned.scores != found.scores
     assert tuned.runs == {}
     removed = calibrate(model, sites.mask(["blocks.0", "blocks.2"]), x[:64], Calibrate(), progress=False).model
     fitted = importance(model, digits, sites, Importance(count=64, calibrate=Calibrate()), progress=False)
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(network(x[64:]), y[64:]).item() for network in (removed, model)]
-    assert fitted.own == pytest.approx(losses[1], abs=1e-5)
-    assert fitted.m["blocks.1"] == pytest.approx(losses[0] - losses[1], abs=1e-5)
+    assert fitted.base_loss == pytest.approx(losses[1], abs=1e-5)
+    assert fitted.scores["blocks.1"] == pytest.approx(losses[0] - losses[1], abs=1e-5)
     with pytest.raises(BadConfig, match="longest: expected 1 or more"):
         Importance(longest=0)
 
@@ -189,7 +189,7 @@ def test_a_folder_of_photos_is_enough(tmp_path, command):
     model, recipe = dslib.load(tmp_path / "net.json", "conftest:Tiny")
     assert len(recipe.merged) == 2
     assert not dslib.unmerged(model)
-    assert Found.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
+    assert Importances.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
     (tmp_path / "photos" / "0" / "broken.png").write_bytes(b"no image")
     with pytest.raises(SystemExit):
         command(*words)
@@ -213,8 +213,8 @@ def test_a_warning_is_one_line_and_a_ranking_says_it_once(tmp_path):
 def test_importances_on_the_command_line(tmp_path, command, labels):
     words = ("--data", "digits", "--image-size", 16, "--count", 64, "--longest", 2, "--drop", labels)
     out = command(*words, "--out", "found.json", name="importance")
-    found = Found.load(tmp_path / "found.json")
-    assert set(found.m) == {f"blocks.{i}" for i in range(3)}
+    found = Importances.load(tmp_path / "found.json")
+    assert set(found.scores) == {f"blocks.{i}" for i in range(3)}
     assert f"blocks.0+blocks.1 as one convolution: {found.runs['blocks.0+blocks.1']:.4f}" in out
     assert f"blocks.2 dropped: {found.dropped['blocks.2']:.4f}" in out
     assert "--drop" in Record.load(tmp_path / "found.json").command.split()

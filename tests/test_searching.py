@@ -119,7 +119,7 @@ def test_exactly_k_at_every_step_of_a_search(tiny, digits, monkeypatch):
 def test_a_search_is_deterministic_and_resumes_without_a_trace(tiny, digits, tmp_path, monkeypatch):
     model, sites = tiny.float(), dslib.find_sites(tiny, 16)
     whole = dslib.search(model, digits, sites, config=QUICK)
-    assert dslib.search(model, digits, sites, config=QUICK).m == whole.m
+    assert dslib.search(model, digits, sites, config=QUICK).scores == whole.scores
 
     save = Snapshots.save
     monkeypatch.setattr(Snapshots, "save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0])
@@ -127,7 +127,7 @@ def test_a_search_is_deterministic_and_resumes_without_a_trace(tiny, digits, tmp
         dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
     monkeypatch.setattr(Snapshots, "save", save)
     again = dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
-    assert again.m == whole.m
+    assert again.scores == whole.scores
     assert [row["m"] for row in again.history] == [row["m"] for row in whole.history]
 
 
@@ -139,7 +139,7 @@ def test_a_large_latency_weight_removes_the_costliest_site_first(tiny, digits):
 
 
 def test_sites_that_cannot_be_merged_are_always_kept():
-    found = dslib.Found({"a": 0.1, "b": 0.9}, ("c",), ("a", "c", "b"))
+    found = dslib.Importances({"a": 0.1, "b": 0.9}, ("c",), ("a", "c", "b"))
     assert found.mask(1).kept == ("c",)
     assert found.mask(2).kept == ("c", "b")
     with pytest.raises(MaskMismatch, match="expected 1 to 3"):
@@ -190,7 +190,7 @@ def test_search_refuses_bad_settings(tiny, digits, tmp_path):
         dslib.search(tiny, digits, sites, {"features.1": 1.0}, QUICK)
     whole = {"m": {"a": 1.0}, "always_kept": [], "order": ["a"]}
     (tmp_path / "x.json").write_text(json.dumps(whole))
-    assert dslib.Found.load(tmp_path / "x.json").dropped == {}
+    assert dslib.Importances.load(tmp_path / "x.json").dropped == {}
     for bad in (
         {"m": {}},
         {**whole, "dropped": {"a": "x"}},
@@ -199,12 +199,15 @@ def test_search_refuses_bad_settings(tiny, digits, tmp_path):
     ):
         (tmp_path / "x.json").write_text(json.dumps(bad))
         with pytest.raises(BadRecord, match="is not a search result"):
-            dslib.Found.load(tmp_path / "x.json")
+            dslib.Importances.load(tmp_path / "x.json")
 
 
 def test_a_search_result_round_trips(tmp_path):
-    found = dslib.Found({"a": 0.1}, (), ("a",), [{"epoch": 1, "kept": ["a"]}])
-    assert dslib.Found.load(found.save(tmp_path / "s.json")) == found
+    found = dslib.Importances({"a": 0.1}, (), ("a",), [{"epoch": 1, "kept": ["a"]}], base_loss=0.5)
+    path = found.save(tmp_path / "s.json")
+    assert dslib.Importances.load(path) == found
+    content = json.loads(path.read_text())
+    assert (content["m"], content["own"], content["order"]) == ({"a": 0.1}, 0.5, ["a"])  # as files have always said
 
 
 def test_a_sequential_network_is_searched(digits):

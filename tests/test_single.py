@@ -79,7 +79,7 @@ def test_it_is_profiled_ranked_and_calibrated(tiny, sites):
     assert table.linear["stem.2"] == table.merged["stem.2"] == 0
     assert table.kept["stem.2"] >= 0
     found = rank(tiny, sites, x, progress=False, longest=2)
-    assert set(found.m) == set(sites.names)
+    assert set(found.scores) == set(sites.names)
     assert all("stem" not in run for run in found.runs)
     done = calibrate(tiny, found.mask(1), x)
     assert set(done.errors) == set(found.mask(1).removed) - {"stem.2"}

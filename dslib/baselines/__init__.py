@@ -13,9 +13,10 @@ from ..data import Data
 from .blocks import layers
 from .budget import Budget
 from .channels import magnitude, taylor, uniform
+from .choosing import CHOICES, PAPER_KEPT, masks_of, within
 from .depth import depthshrinker, given_masks, layer_folding, narrow_and_shrunk, planner
 from .evolution import metapruning
-from .result import Pruned
+from .result import Pruned, seed_means
 from .tuning import Effort
 
 #: (network, data, budget, effort) -> what is made of it
@@ -34,4 +35,15 @@ METHODS: dict[str, Method] = {
     "narrow-and-shrunk": narrow_and_shrunk,
 }
 
-__all__ = ["METHODS", "Budget", "Effort", "Method", "Pruned"]
+__all__ = [
+    "CHOICES",
+    "METHODS",
+    "PAPER_KEPT",
+    "Budget",
+    "Effort",
+    "Method",
+    "Pruned",
+    "masks_of",
+    "seed_means",
+    "within",
+]

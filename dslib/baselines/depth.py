@@ -22,9 +22,9 @@ from ..sites import Mask, Plan, Sites, find_sites
 from ..training import Train
 from .budget import Budget, least
 from .channels import narrowed
+from .choosing import masks_of, paper_masks, train_slopes, useful
 from .result import Pruned, ready
-from .rivals import masks_of, paper_masks, train_slopes, useful
-from .tuning import Clock, Effort, Portion, per_image, planned, prepare, start, tune, with_new_statistics
+from .tuning import Clock, Effort, Portion, per_image, planned, pretrain, start, tune, with_new_statistics
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
 RECOVERED_ON, REACH = 2**19, 4  # pixels, if `few` images have so many; and blocks: a ranking must leave time to train
@@ -57,7 +57,7 @@ def depthshrinker(model: nn.Module, data: Data, budget: Budget, effort: Effort) 
                 seed=effort.seed,
             ),
         )
-    return _shrunk("depthshrinker", model, model, data, budget, effort, clock, masks_of(sites, found.m), cost)
+    return _shrunk("depthshrinker", model, model, data, budget, effort, clock, masks_of(sites, found.scores), cost)
 
 
 def layer_folding(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
@@ -109,7 +109,7 @@ def narrow_and_shrunk(model: nn.Module, data: Data, budget: Budget, effort: Effo
     clock = start(model, effort)
     narrow, strength = narrowed(model, data, replace(budget, speedup=budget.speedup**0.5), effort, clock)
     narrow = with_new_statistics(narrow, data, effort, clock)
-    narrow = prepare(narrow, data, effort, clock, "narrowing", model if effort.distil else None)
+    narrow = pretrain(narrow, data, effort, clock, "narrowing", model if effort.distil else None)
     return _planned("narrow and shrunk", narrow, model, data, budget, effort, clock, {"strength": strength})
 
 
@@ -123,7 +123,7 @@ def _planned(
     clock: Clock,
     more: dict[str, object],
 ) -> Pruned:
-    """Planned, calibrated and finetuned, so that it is quick enough over the original."""
+    """OperatingPoint, calibrated and finetuned, so that it is quick enough over the original."""
     sites, cost = _measured(model, data, budget)
     with clock.part("ranking"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: give more images")  # there is no time for more

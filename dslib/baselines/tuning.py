@@ -176,7 +176,7 @@ def tune(
     return _timed(network, data, teacher, config, clock, "training", clock.left())
 
 
-def prepare(
+def pretrain(
     network: nn.Module,
     data: Data,
     effort: Effort,

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..baselines.rivals import PAPER_KEPT
+from ..baselines import PAPER_KEPT
 from ..data import load_data
 from ..errors import BadConfig, BadModel, nearest
 from ..finetuning import Finetune, finetune

@@ -71,7 +71,7 @@ def record_depths(
         for _ in range(random_masks)
     ]
     values = {
-        "importance": found.m,
+        "importance": found.scores,
         "ranking_seconds": ranking_seconds,
         "depths": rows,
         "random": others,

@@ -19,7 +19,7 @@ from ..measuring import pick_device, this_machine
 from ..models import load_model, save_tensors
 from ..planning import plan
 from ..profiling import CostTable, profile
-from ..ranking import Found, Importance, importance
+from ..ranking import Importance, Importances, importance
 from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run, pretrain
 from ..sites import Plan, find_sites
@@ -205,15 +205,15 @@ class _Network:
         profiled = partial(profile, self.network, self.sites, config.batch_size, runtime=config.runtime)
         row = rows.add({"cost": width}, lambda: {"table": asdict(quiet(profiled, echo))}, short=True)
         self.cost = CostTable(**row["table"])
-        self.found: dict[int, Found] = {}
+        self.found: dict[int, Importances] = {}
 
     def rank(self, seed: int) -> None:
         """The importances, by calibrating each site away."""
         settings = Importance(count=self.config.count, calibrate=Calibrate(seed=seed), seed=seed)
         key = {"importance": self.width, "seed": seed}
-        row = self.rows.add(key, lambda: {"table": asdict(importance(self.network, self.data, self.sites, settings))})
+        row = self.rows.add(key, lambda: {"table": importance(self.network, self.data, self.sites, settings).as_json()})
         if "table" in row:
-            self.found[seed] = Found.of(row["table"])
+            self.found[seed] = Importances.of(row["table"])
 
     def judge(self, share: float, seed: int, widest: _Network) -> str:
         """The best plan at a budget, measured; one line about it."""
@@ -223,7 +223,7 @@ class _Network:
             found, config = self.found[seed], self.config
             best = plan(found, self.cost, share * widest.cost.total)
             images = self.data.train.first(config.count, seed)
-            loss = found.own + sum(found.m[name] for name in best.mask.removed)
+            loss = found.base_loss + sum(found.scores[name] for name in best.mask.removed)
             settings = replace(CALIBRATED, epochs=config.epochs, seed=seed)
             row = judge(self.network, best, self.data, self.cost, settings, images, self.held)
             return {"predicted_loss": loss, **row}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..algebra import in_channels
-from ..baselines.rivals import PAPER_KEPT
+from ..baselines import PAPER_KEPT
 from ..measuring import count_macs, dense
 from ..merging import merge
 from ..models import load_model

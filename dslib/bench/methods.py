@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from ..baselines.rivals import RIVALS, masks_of, within
+from ..baselines import CHOICES, masks_of, within
 from ..calibrating import Calibrate
 from ..data import Data, load_data
 from ..errors import BadConfig, BadModel
@@ -20,7 +20,7 @@ from ..measuring import pick_device, this_machine
 from ..models import load_model
 from ..planning import plan
 from ..profiling import CostTable, profile
-from ..ranking import Found, rank
+from ..ranking import Importances, rank
 from ..records import Record, as_options, as_words, commit
 from ..running import CALIBRATED, Run
 from ..searching import search
@@ -29,7 +29,7 @@ from ..training import evaluate
 from .judging import judge, quiet, timed
 from .rows import Rows
 
-METHODS = ("planner", "planner with runs", "search", *RIVALS)
+METHODS = ("planner", "planner with runs", "search", *CHOICES)
 LONGEST = 2  # sites that a planned run may join
 MINIMUM = ("planner", "search", "random", "keep the cheapest")
 
@@ -158,17 +158,17 @@ class _Compared:
             images = self.data.train.first(matrix.rank_count, seed)
             longest = LONGEST if method == "planner with runs" else 1
             found = rank(self.network, self.sites, images, Calibrate(seed=seed), longest=longest)
-            return {"table": asdict(found), "seconds": time.perf_counter() - began}
+            return {"table": found.as_json(), "seconds": time.perf_counter() - began}
         if method == "search":
             k = max(len(self.sites) // 2, len(self.sites.always_kept))
             config = replace(
                 Run.search, k=k, epochs=matrix.search_epochs, latency_weight=matrix.latency_weight, seed=seed
             )
             savings = {name: self.cost.saving((name,), merged=True) for name in self.cost.kept}  # calibrating merges
-            m = search(self.network, self.data, self.sites, savings, config).m
+            m = search(self.network, self.data, self.sites, savings, config).scores
             masks, more = masks_of(self.sites, m), {"m": m}
         else:
-            masks, more = RIVALS[method](self.network, self.data, self.sites, self.cost, seed), {}
+            masks, more = CHOICES[method](self.network, self.data, self.sites, self.cost, seed), {}
         return {**more, "kept": [mask.kept for mask in masks], "seconds": time.perf_counter() - began}
 
     def judge(self, found: Mapping[str, Any], point: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class _Compared:
         matrix = self.matrix
         budget, seed = self.cost.total / point["speedup"], point["seed"]
         if "table" in found:
-            chosen = plan(Found.of(found["table"]), self.cost, budget)
+            chosen = plan(Importances.of(found["table"]), self.cost, budget)
         else:
             chosen = Plan(within(map(self.sites.mask, found["kept"]), self.cost, budget))
         config, images = replace(CALIBRATED, epochs=matrix.epochs, seed=seed), self.data.train.first(matrix.count, seed)

@@ -12,7 +12,7 @@ from ..errors import BadConfig
 from ..measuring import this_machine
 from ..planning import pareto, plan
 from ..profiling import CostTable
-from ..ranking import Found
+from ..ranking import Importances
 from ..records import Record, as_words, commit
 
 
@@ -52,10 +52,10 @@ def record_planner(sites: int = 50, budgets: int = 1000, instances: int = 20, se
     return Record("plan", f"dslib bench plan {as_words(settings)}", settings, values, this_machine(), commit())
 
 
-def _random(sites: int, rng: random.Random) -> tuple[Found, CostTable]:
+def _random(sites: int, rng: random.Random) -> tuple[Importances, CostTable]:
     names = [f"site{i}" for i in range(sites)]
     runs = ["+".join(pair) for pair in pairwise(names)]
-    found = Found(
+    found = Importances(
         {name: rng.random() for name in names},
         (),
         tuple(names),

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from ..plots import unbeaten
+from ..planning import unbeaten
 from ..records import Record
 
 
@@ -28,7 +28,7 @@ def table(record: Record) -> pd.DataFrame:
 
 
 def fastest(found: pd.DataFrame, floor: float) -> pd.Series | None:
-    """The row of `search_plots.means` with the highest throughput of those that reach `floor`, or None."""
+    """The row of `baselines.seed_means` with the highest throughput of those that reach `floor`, or None."""
     good = found[found["accuracy"] >= floor]
     return None if good.empty else good.loc[good["images_per_s"].idxmax()]
 
@@ -40,15 +40,15 @@ def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, floa
     the fastest of the others; the original is anybody's.
 
     Args:
-        found: as from `search_plots.means`.
+        found: as from `baselines.seed_means`.
         ours: names of our methods.
         original: its throughput and accuracy.
     Returns:
         One row an accuracy, the highest first: `accuracy`, `ours` and `others` in images per second, `factor`, and its
         `spread`, the standard deviation that those of both over seeds amount to.
     """
-    line = unbeaten([original, *found[["images_per_s", "accuracy"]].itertuples(index=False, name=None)])
-    levels = sorted({accuracy for _, accuracy in line}, reverse=True)
+    speeds, accuracies = np.vstack([original, found[["images_per_s", "accuracy"]]]).T
+    levels = sorted(accuracies[unbeaten(speeds, -accuracies)].tolist(), reverse=True)
     middle = (levels[0] + levels[-1]) / 2
     mine = found["method"].isin(list(ours))
 

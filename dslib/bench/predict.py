@@ -63,7 +63,7 @@ def record_prediction(
         small = merge(shrink(network, mask, image_size=image_size), only=cost.worth_merging(mask))
         timing = measure({"original": network, "small": small}, images, rounds, runtime=runtime)
         measured = cost.total * timing.median("small") / timing.median("original")
-        predicted = cost.predict(mask)
+        predicted = cost.predict(mask, merged=False)
         rows.append(
             {
                 "removed": removed,

@@ -17,7 +17,7 @@ from ..errors import BadConfig
 from ..measuring import this_machine
 from ..models import load_model
 from ..profiling import CostTable, profile
-from ..ranking import Found
+from ..ranking import Importances
 from ..records import Record, as_options, as_words, commit
 from ..running import Run, pretrain
 from ..searching import search
@@ -86,10 +86,10 @@ def record_sign(
     def searched(weight: float, seed: int) -> dict[str, Any]:
         found = search(network, data, sites, cost, replace(settled, latency_weight=weight, seed=seed))
         mask = found.mask(k)
-        row = {"predicted_ms": cost.predict(mask), "removed": list(mask.removed), "m": found.m}
+        row = {"predicted_ms": cost.predict(mask, merged=False), "removed": list(mask.removed), "m": found.scores}
         return row | ({"calibrated_accuracy": calibrated(found)} if accuracies and not seed else {})
 
-    def calibrated(found: Found) -> dict[int, float]:
+    def calibrated(found: Importances) -> dict[int, float]:
         """For each k the accuracy of what the search keeps, calibrated and not trained."""
         images, low, high = data.train.first(IMAGES), len(sites.always_kept), len(sites)
         small = (calibrate(network, found.mask(j), images, progress=False).model for j in range(low, high))

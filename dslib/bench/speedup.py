@@ -77,7 +77,7 @@ def record_speedup(
     best = {name: min(timed["latency_ms"] for timed in row["timing"].values()) for name, row in rows.items()}
     for name, row in rows.items():
         row["speedup_best_runtimes"] = best["original"] / best[name]
-    values = {"importance": found.m, "networks": rows, "val_images": len(loaded.val)}
+    values = {"importance": found.scores, "networks": rows, "val_images": len(loaded.val)}
     settings = {
         "model": model,
         "data": data,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..algebra import in_channels
 from ..errors import BadConfig
-from ..measuring import Timing, in_turns, pick_device, this_machine, tune_allocator, use_precision
+from ..measuring import Timing, interleaved, pick_device, this_machine, tune_allocator, use_precision
 from ..models import load_model
 from ..records import Record, as_words, commit
 from ..searching import add_gates, latency_decay
@@ -60,7 +60,7 @@ def record_steps(
         ),
     }
     with use_precision(None):
-        ms, others = in_turns(runs, where, rounds)
+        ms, others = interleaved(runs, where, rounds)
     runtime = "compile, float32" if compiled else "eager, channels_last, float32"
     timing = Timing(ms, batch_size, str(where), runtime, others)
     ratio, low, high = timing.speedup("plain", over="search")

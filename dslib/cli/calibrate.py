@@ -12,7 +12,7 @@ import torch
 from ..algebra import droppable, structure_of
 from ..calibrating import Calibrate
 from ..errors import BadConfig, MaskMismatch
-from ..measuring import PRECISIONS, RUNTIMES, dtype_for, prepare
+from ..measuring import PRECISIONS, RUNTIMES, dtype_for, runner_for
 from .options import device_option, network_options, next_step, parse_options, settings
 
 
@@ -88,17 +88,17 @@ def calibrate_command(
     network = loaded.model.to(where)
     network.eval()
     example = next(photos.batches(1))[0].to(where, dtype_for(precision))
-    prepare(torch.nn.Identity(), example, runtime)  # before the work
+    runner_for(torch.nn.Identity(), example, runtime)  # before the work
     if mask_file is not None:
         plan = dslib.Plan.load(mask_file)
     else:
         sites = dslib.find_sites(network, size)
         sites.check_k(len(sites) if k is None else k)
-        found = dslib.Found.load(ranking) if ranking is not None and ranking.exists() else None
+        found = dslib.Importances.load(ranking) if ranking is not None and ranking.exists() else None
         if found is not None:
             click.echo(f"ranking: taken from {ranking}")
             fits = not found.network or found.network == structure_of(network)
-            fits = fits and found.order == sites.names
+            fits = fits and found.sites == sites.names
             if not fits:
                 raise MaskMismatch(f"{ranking} is of another network: rank this one")
             if drop and not found.dropped and droppable(network, sites.mergeable, size):

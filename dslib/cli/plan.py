@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -83,7 +82,7 @@ def importance_command(
         "importance",
         f"dslib importance {as_words(given)} {flags}",
         given,
-        asdict(found),
+        found.as_json(),
         this_machine(next(network.parameters()).device),
         commit(),
     )
@@ -110,7 +109,7 @@ def plan_command(
     import dslib
     from dslib.planning import pareto, plan
 
-    found, table = dslib.Found.load(importance), dslib.CostTable.load(cost)
+    found, table = dslib.Importances.load(importance), dslib.CostTable.load(cost)
     if latency is not None and speedup is not None:
         raise BadConfig("expected one of --latency and --speedup")
     if speedup is not None and not speedup > 0:

@@ -262,7 +262,7 @@ def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> An
         return dslib.Plan.load(mask_file)
     if search_file is None or k is None or mask_file is not None:
         raise BadConfig("expected either --mask (--plan), or --search with --k")
-    return dslib.Plan(dslib.Found.load(search_file).mask(k))
+    return dslib.Plan(dslib.Importances.load(search_file).mask(k))
 
 
 def _partial(out: Path) -> Path:

@@ -9,6 +9,6 @@ runtimes       What runs a network.
 
 from .counterpart import Dense, DenseBlock, dense
 from .devices import Others, allocator_is_tuned, peak_memory_gib, pick_device, this_machine, tune_allocator, wait_for
-from .latency import Timing, count_macs, count_parameters, halving, in_turns, measure, working_memory_mib
+from .latency import Timing, count_macs, count_parameters, halving, interleaved, measure, working_memory_mib
 from .roofline import Peaks, find_peaks, utilisation
-from .runtimes import PRECISIONS, RUNTIMES, dtype_for, prepare, use_precision
+from .runtimes import PRECISIONS, RUNTIMES, dtype_for, runner_for, use_precision

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from ..algebra import fold
 from ..errors import BadConfig, DslibError, first_line
 from .devices import Others, tune_allocator, wait_for
-from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, prepare, use_precision
+from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, runner_for, use_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def measure(
         folded: whether BatchNorm is folded into convolutions first, as every deployment does.
         tuned: whether memory is kept between calls, see `devices.tune_allocator`; once is for all of a process.
     Raises:
-        BadConfig, DslibError: as `runtimes.prepare`.
+        BadConfig, DslibError: as `runtimes.runner_for`.
     """
     if not (bool(models) and rounds > 0):
         raise BadConfig("expected at least one network and one round to measure")
@@ -130,16 +130,16 @@ def measure(
             forget_compiled()
         with use_precision(precision), _current(device):
             parts = {name: batch[:size].to(dtype=dtype) for name, batch in batches.items()}
-            ready = {name: prepare(model, parts[name], runtime) for name, model in models.items()}
+            ready = {name: runner_for(model, parts[name], runtime) for name, model in models.items()}
             with torch.inference_mode():
-                ms, others = in_turns(ready, device, rounds, warmup, at_least_ms)
+                ms, others = interleaved(ready, device, rounds, warmup, at_least_ms)
         what = describe(runtime, precision or str(first.dtype).removeprefix("torch."))
         return Timing(ms, size, str(device), what, others)
 
     return halving(timed, len(first))
 
 
-def in_turns(
+def interleaved(
     runs: Mapping[str, Runner], device: torch.device, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
 ) -> tuple[dict[str, np.ndarray], float | None]:
     """How long each of several functions takes, in turns: name -> ms a round; and the cores that others kept busy.
@@ -201,7 +201,7 @@ def working_memory_mib(model: nn.Module, images: Tensor) -> float:
 
     BatchNorm folded. On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
     """
-    ready = prepare(fold_batchnorm(model, images), images)
+    ready = runner_for(fold_batchnorm(model, images), images)
     with torch.no_grad():
         if images.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(images.device)

@@ -35,7 +35,7 @@ class Ready(NamedTuple):
     output: Tensor
 
 
-def prepare(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runner:
+def runner_for(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runner:
     """A function that runs a copy of a network, in eval, on a batch.
 
     Args:

@@ -6,5 +6,3 @@ speed          Figures of what was measured on a device. Functions take data and
 training       Figures of training.
 widgets        Sliders that work in the static page, with no kernel, and compute live with one.
 """
-
-from .search import means, unbeaten

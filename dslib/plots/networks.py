@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ..ranking import Found
+    from ..ranking import Importances
 
 # Okabe and Ito's palette: told apart by the colour-blind, readable on light and on dark pages
 KEPT, LINEAR, MERGED, ORIGINAL = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -85,18 +85,18 @@ def plot_mask(mask: Mask, title: str = "", linear: Collection[str] = (), dropped
     return figure
 
 
-def plot_search(found: Found) -> Figure:
+def plot_search(found: Importances) -> Figure:
     """How each site's importance m moved over a search; sites kept at the end in colour."""
     figure, axes = new_figure(7.5, 3.6)
     paths = np.array([row["m"] for row in found.history])
     last = set(found.history[-1]["kept"])
-    for name, path in zip(found.m, np.vstack([np.ones(paths.shape[1]), paths]).T, strict=True):
+    for name, path in zip(found.scores, np.vstack([np.ones(paths.shape[1]), paths]).T, strict=True):
         axes.plot(path, color=KEPT if name in last else MERGED, linewidth=1.6)
     end, gap = len(paths), max(np.ptp(np.append(paths, 1.0)) / 26, 1e-9)  # 26 names, one above the other, fill the axis
     order = np.argsort(paths[-1])
     for i, at in zip(order, _apart(paths[-1][order], gap), strict=True):
         axes.annotate(
-            list(found.m)[i],
+            list(found.scores)[i],
             (end, paths[-1][i]),
             xytext=(1.03 * end, at),
             fontsize=7,

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..baselines import seed_means
+from ..planning import unbeaten
 from .networks import KEPT, LINEAR, MERGED, ORIGINAL, new_figure
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from ..planning import Planned
+    from ..planning import OperatingPoint
 
 # the rest of Okabe and Ito's palette follows
 COLOURS = (KEPT, LINEAR, MERGED, ORIGINAL, "#CC79A7", "#D55E00", "#56B4E9", "#000000")
@@ -170,7 +172,7 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     """
     figure, axes = new_figure(7.5, 4.2)
     best = [] if original is None else [original]
-    for i, (method, part) in enumerate(means(frame).fillna(0.0).groupby("method", sort=False)):
+    for i, (method, part) in enumerate(seed_means(frame).fillna(0.0).groupby("method", sort=False)):
         part = part.sort_values("speedup")
         axes.errorbar(
             part["images_per_s"],
@@ -184,9 +186,11 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
             label=method,
         )
         best += list(part[["images_per_s", "accuracy"]].itertuples(index=False, name=None))
-    line = unbeaten(best)
+    speeds, accuracies = np.array(best).T
+    line = unbeaten(speeds, -accuracies)[::-1]
     axes.step(
-        *zip(*[(speed, 100 * accuracy) for speed, accuracy in line], strict=True),
+        speeds[line],
+        100 * accuracies[line],
         where="pre",
         color="#000000",
         linewidth=0.8,
@@ -200,42 +204,18 @@ def plot_frontier(frame: pd.DataFrame, original: tuple[float, float] | None = No
     return figure
 
 
-def means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Each method at each budget: mean and standard deviation of accuracy and throughput over seeds, and their number.
-
-    Args:
-        frame: columns `method`, `speedup` (the budget), `images_per_s` and `accuracy` (0 to 1), one row a network; rows
-            without accuracy failed, and those without throughput could not be timed: they are left out.
-    Returns:
-        Columns `method`, `speedup`, `accuracy`, `accuracy_std`, `images_per_s`, `images_per_s_std`, `seeds`.
-    """
-    import pandas as pd
-
-    grouped = frame.dropna(subset=["accuracy", "images_per_s"]).groupby(["method", "speedup"], sort=False)
-    parts = {name: grouped[name].agg(["mean", "std"]) for name in ("accuracy", "images_per_s")}
-    columns = {f"{name}{end}": part[of] for name, part in parts.items() for of, end in (("mean", ""), ("std", "_std"))}
-    return pd.DataFrame({**columns, "seeds": grouped.size()}).reset_index()
-
-
-def unbeaten(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (speed, accuracy) that no other beats in both, the slowest first."""
-    line: list[tuple[float, float]] = []
-    for speed, accuracy in sorted(points, reverse=True):
-        if not line or accuracy > line[-1][1]:
-            line.append((speed, accuracy))
-    return line[::-1]
-
-
-def plot_plans(planned: Sequence[Planned], others: Mapping[str, Sequence[tuple[float, float]]], unit: str) -> Figure:
+def plot_plans(
+    plans: Sequence[OperatingPoint], others: Mapping[str, Sequence[tuple[float, float]]], unit: str
+) -> Figure:
     """Importance removed over predicted latency: all plans that none beats a line, others points.
 
     Args:
-        planned: from `planning.pareto`.
+        plans: from `planning.pareto`.
         others: name -> (latency, importance removed) of other masks.
         unit: of the importance.
     """
     figure, axes = new_figure(6.5, 3.6)
-    front = np.array([(one.latency, one.loss) for one in planned])
+    front = np.array([(one.latency, one.loss) for one in plans])
     most = max([front[0, 0], *(latency for points in others.values() for latency, _ in points)])
     front = np.vstack([[most, front[0, 1]], front])  # a larger budget buys nothing more
     axes.step(*front[::-1].T, where="post", color=MERGED, label="no plan is below")

@@ -18,8 +18,8 @@ from dslib.algebra.blocks import droppable
 from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
 from dslib.baselines import budget as budget_module
 from dslib.baselines.budget import least
+from dslib.baselines.choosing import PAPER_KEPT
 from dslib.baselines.rebuilding import REBUILD, rebuilt
-from dslib.baselines.rivals import PAPER_KEPT
 from dslib.baselines.slim import coupled
 from dslib.baselines.tuning import Clock
 from dslib.errors import BadConfig, BadModel
@@ -166,8 +166,8 @@ def test_layers_are_ranked_on_as_many_images_as_the_planner_has(trained, digits,
 
 
 def test_a_narrow_network_is_taught_as_all_others_are(trained, digits, by_work, steady, monkeypatch):
-    teachers, prepare = [], depth.prepare
-    monkeypatch.setattr(depth, "prepare", lambda *given: teachers.append(given[-1]) or prepare(*given))
+    teachers, pretrain = [], depth.pretrain
+    monkeypatch.setattr(depth, "pretrain", lambda *given: teachers.append(given[-1]) or pretrain(*given))
     for distil in (True, False):
         METHODS["narrow-and-shrunk"](trained, digits, Budget(1.2, 16), replace(EFFORT, distil=distil))
     assert teachers == [trained, None]

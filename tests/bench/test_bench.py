@@ -268,7 +268,7 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     def for_speedup(model, found, cost, speedup, runtime):
         asked.append((speedup, runtime, cost.runtime, cost.batch_size))
         (name, *_) = found.dropped
-        return dslib.Plan(dslib.Mask({site: site != name for site in found.order}), dropped=[name]), (1.5, 1.4, 1.6)
+        return dslib.Plan(dslib.Mask({site: site != name for site in found.sites}), dropped=[name]), (1.5, 1.4, 1.6)
 
     monkeypatch.setattr(networks, "for_speedup", for_speedup)
     given = {

@@ -11,7 +11,7 @@ import pytest
 from conftest import wide
 from filelock import FileLock, Timeout
 
-from dslib.baselines import METHODS, Pruned
+from dslib.baselines import METHODS, Pruned, seed_means
 from dslib.bench import frontier
 from dslib.bench.frontier import Frontier, record_frontier
 from dslib.bench.points import fastest, lead, table
@@ -19,7 +19,6 @@ from dslib.bench.rows import Rows
 from dslib.cli.bench_search import frontier_bench
 from dslib.errors import BadConfig, BadModel, require
 from dslib.models.networks import Loaded
-from dslib.plots.search import means
 from dslib.records import Record
 
 
@@ -217,7 +216,7 @@ def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
         ("theirs", 3.0, 0, 400.0, 0.5),
         ("theirs", 9.0, 0, None, None),
     ]
-    found = means(pd.DataFrame(rows, columns=["method", "speedup", "seed", "images_per_s", "accuracy"]))
+    found = seed_means(pd.DataFrame(rows, columns=["method", "speedup", "seed", "images_per_s", "accuracy"]))
     assert found[["method", "speedup", "images_per_s", "accuracy", "seeds"]].values.tolist() == [
         ["ours", 1.5, 160.0, 0.75, 2],
         ["ours", 3.0, 300.0, 0.4, 1],
@@ -242,4 +241,4 @@ def test_a_record_in_which_all_failed_is_a_table_too():
     frame = table(Record("frontier", "x", {"latency_batch": 8}, {"rows": [failed]}, {}, "abc"))
     assert frame["error"].tolist() == ["not that fast"]
     assert frame["images_per_s"].isna().all()
-    assert means(frame).empty
+    assert seed_means(frame).empty

@@ -125,7 +125,7 @@ def test_a_method_that_fails_does_not_end_the_table(small, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("no")
 
-    monkeypatch.setitem(methods.RIVALS, "random", broken)
+    monkeypatch.setitem(methods.CHOICES, "random", broken)
     told = []
     few = replace(small, methods=("random", "evenly spaced"), speedups=(1.1,))
     record = record_methods(few, None, None, told.append)

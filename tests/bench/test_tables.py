@@ -11,7 +11,7 @@ from conftest import randomise_batchnorm, wide
 from torch import nn
 
 import dslib
-from dslib.baselines.rivals import PAPER_KEPT
+from dslib.baselines.choosing import PAPER_KEPT
 from dslib.bench import masks, predict, table1, tables, waterfall
 from dslib.bench.masks import STEM_ACTIVE, masked, paper_mflops
 from dslib.bench.rows import Rows

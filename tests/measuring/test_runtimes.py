@@ -12,7 +12,7 @@ from torch import nn
 import dslib
 from dslib.errors import BadConfig, DslibError
 from dslib.measuring import runtimes
-from dslib.measuring.runtimes import prepare, use_precision
+from dslib.measuring.runtimes import runner_for, use_precision
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -64,7 +64,7 @@ def test_pytorch_is_not_compared_with_itself():
     seen = []
     model = small()
     model.register_forward_hook(lambda *_: seen.append(1))
-    prepare(model, IMAGES, "eager")
+    runner_for(model, IMAGES, "eager")
     assert len(seen) == 1
 
 
@@ -124,7 +124,7 @@ def test_a_runtime_that_cannot_is_refused():
         (IMAGES, "tensorrt", "runtime tensorrt runs on cuda"),
     ):
         with pytest.raises(BadConfig, match=text):
-            prepare(model, given, runtime)
+            runner_for(model, given, runtime)
     with pytest.raises(BadConfig, match="precision: expected one of float32, tf32, bfloat16, float16, found 'int8'"):
         dslib.measure({"x": model}, IMAGES, precision="int8")
     with pytest.raises(BadConfig, match="precision tf32 is for GPUs"):
@@ -156,7 +156,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(BadConfig, match="runtime openvino needs the package openvino: pip install openvino"):
-        prepare(small(), IMAGES, "openvino")
+        runner_for(small(), IMAGES, "openvino")
 
 
 def test_a_runtime_that_computes_something_else_is_refused():
@@ -165,4 +165,4 @@ def test_a_runtime_that_computes_something_else_is_refused():
             return x + (7 if torch.jit.is_tracing() else 5)
 
     with pytest.raises(DslibError, match="openvino computes something else for Odd: it differs by"):
-        prepare(Odd(), IMAGES, "openvino")
+        runner_for(Odd(), IMAGES, "openvino")

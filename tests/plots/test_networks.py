@@ -36,7 +36,7 @@ def test_a_mask_is_three_layers_a_kept_block_and_one_a_merged():
 
 
 def test_a_search_is_one_line_a_site():
-    lines = plots.plot_search(dslib.Found({"a": 1.5, "b": 0.8}, (), ("a", "b"), HISTORY)).axes[0].lines
+    lines = plots.plot_search(dslib.Importances({"a": 1.5, "b": 0.8}, (), ("a", "b"), HISTORY)).axes[0].lines
     assert [line.get_ydata().tolist() for line in lines] == [[1.0, 1.2, 1.5], [1.0, 0.9, 0.8]]
 
 
@@ -45,7 +45,7 @@ def test_names_at_a_searchs_end_do_not_cover_each_other():
     ends = [1.0 + 0.001 * i for i in range(16)] + [1.4]
     history = [{"m": [1.0] * 16 + [0.8], "kept": names[:3]}, {"m": ends[::-1], "kept": names[:3]}]
     texts = (
-        plots.plot_search(dslib.Found(dict(zip(names, ends[::-1], strict=True)), (), tuple(names), history))
+        plots.plot_search(dslib.Importances(dict(zip(names, ends[::-1], strict=True)), (), tuple(names), history))
         .axes[0]
         .texts
     )

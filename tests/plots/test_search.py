@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from dslib.baselines import METHODS
-from dslib.baselines.rivals import RIVALS
-from dslib.planning import Planned
+from dslib.baselines.choosing import CHOICES
+from dslib.planning import OperatingPoint
 from dslib.plots import search as search_plots
 from dslib.sites import Mask, Plan
 
@@ -61,7 +61,7 @@ def test_widths_and_what_was_chosen():
 
 def test_plans_and_other_masks():
     plan = Plan(Mask({"a": True}))
-    planned = [Planned(plan, 9.0, 0.0), Planned(plan, 5.0, 2.0)]
+    planned = [OperatingPoint(plan, 9.0, 0.0), OperatingPoint(plan, 5.0, 2.0)]
     axes = search_plots.plot_plans(planned, {"random": [(12.0, 4.0)]}, "nats").axes[0]
     assert points(axes.lines[0]) == [(5, 2), (9, 0), (12, 0)]
     assert points(axes.lines[1]) == [(12, 4)]
@@ -69,11 +69,6 @@ def test_plans_and_other_masks():
 
 
 def test_the_frontier_is_what_nothing_beats():
-    assert search_plots.unbeaten([(10, 0.9), (20, 0.8), (15, 0.7), (30, 0.8), (5, 0.95)]) == [
-        (5, 0.95),
-        (10, 0.9),
-        (30, 0.8),
-    ]
     frame = pd.DataFrame(
         {
             "method": ["planner", "planner", "layers", "uniform"],
@@ -105,7 +100,7 @@ def test_a_method_has_one_colour_whatever_stands_beside_it():
     assert seen[0]["DepthShrinker, plain"] == search_plots.hue("search")
     assert search_plots.hue("of nobody", 1) != search_plots.hue("of nobody", 2)
     assert len({search_plots.HUES[name] for name in METHODS}) == len(METHODS)
-    assert set(RIVALS) <= set(search_plots.HUES)
+    assert set(CHOICES) <= set(search_plots.HUES)
 
 
 def test_how_a_frontier_is_read():

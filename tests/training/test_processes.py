@@ -159,7 +159,7 @@ def test_two_processes_search_a_network_whose_activations_have_weights(tmp_path)
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert dslib.Found.load(out).mask(1).k == 1
+    assert dslib.Importances.load(out).mask(1).k == 1
 
 
 @pytest.mark.parametrize("then", [2, 1])

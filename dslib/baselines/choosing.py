@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..errors import MaskMismatch
 from ..profiling import CostTable
-from ..ranking import Found
+from ..ranking import Importances
 from ..searching import Gate, add_gates, gate_groups
 from ..sites import Mask, Sites
 from ..training import Train, cross_entropy, train
@@ -113,7 +113,7 @@ def train_slopes(
     return dict(zip(gates.names, gates.m.tolist(), strict=True)), trained
 
 
-RIVALS: dict[str, Rival] = {
+CHOICES: dict[str, Rival] = {
     "random": at_random,
     "keep the cheapest": keep_cheapest,
     "evenly spaced": evenly_spaced,
@@ -125,7 +125,7 @@ RIVALS: dict[str, Rival] = {
 def masks_of(sites: Sites, m: Mapping[str, float]) -> list[Mask]:
     """The mask for every k, the largest k first, that importances (site name -> m) give."""
     sites.check_k(len(sites.always_kept))
-    found = Found(dict(m), sites.always_kept, sites.names)
+    found = Importances(dict(m), sites.always_kept, sites.names)
     return [found.mask(k) for k in range(len(sites), len(sites.always_kept) - 1, -1)]
 
 

@@ -8,10 +8,10 @@ import torch
 from conftest import Tiny
 
 import dslib
-from dslib.baselines.rivals import RIVALS, Slope, evenly_spaced, keep_cheapest, paper_masks, train_slopes, within
+from dslib.baselines.choosing import CHOICES, Slope, evenly_spaced, keep_cheapest, paper_masks, train_slopes, within
 from dslib.errors import MaskMismatch
 from dslib.profiling import CostTable
-from dslib.ranking import Found
+from dslib.ranking import Importances
 from dslib.searching import add_gates
 from dslib.sites import Sites
 from dslib.training.settings import Train
@@ -28,12 +28,12 @@ COST = CostTable(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in RIVALS if name != "the paper's masks"])
+@pytest.mark.parametrize("name", [name for name in CHOICES if name != "the paper's masks"])
 def test_each_rival_gives_a_mask_for_every_k(name, tiny, digits):
     model = tiny.float()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     sites = dslib.find_sites(model, 16)
-    found = [RIVALS[name](model, digits, sites, COST, seed) for seed in (0, 0, 1)]
+    found = [CHOICES[name](model, digits, sites, COST, seed) for seed in (0, 0, 1)]
     assert found[0] == found[1]
     assert [mask.k for mask in found[0]] == [3, 2, 1, 0]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -46,7 +46,7 @@ def test_the_costliest_go_first():
     assert [mask.removed for mask in found[1:3]] == [("blocks.1",), ("blocks.1", "blocks.2")]
 
 
-@pytest.mark.parametrize("rival", [RIVALS["keep the cheapest"], RIVALS["evenly spaced"], RIVALS["learned slopes"]])
+@pytest.mark.parametrize("rival", [CHOICES["keep the cheapest"], CHOICES["evenly spaced"], CHOICES["learned slopes"]])
 def test_what_rivals_cannot_do_is_said(rival, tiny, digits):
     none = Sites([], [], 16)
     with pytest.raises(MaskMismatch, match="no mergeable site"):
@@ -105,7 +105,8 @@ def test_slopes_move_at_the_defaults(tiny, digits):
 
 def test_the_first_mask_within_a_budget():
     masks = [
-        Found({"blocks.0": 1.0, "blocks.1": 3.0, "blocks.2": 2.0}, (), tuple(COST.kept)).mask(k) for k in (3, 2, 1, 0)
+        Importances({"blocks.0": 1.0, "blocks.1": 3.0, "blocks.2": 2.0}, (), tuple(COST.kept)).mask(k)
+        for k in (3, 2, 1, 0)
     ]
     assert within(masks, COST, 20.0).k == 3
     assert within(masks, COST, 17.0).k == 1
