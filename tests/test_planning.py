@@ -229,7 +229,7 @@ def test_a_mask_is_as_fast_as_asked_when_measured(tiny, monkeypatch, measured):
 
 def test_the_joint_frontier_of_two_widths():
     narrow, wide = tables([1.0, 2.0], [3.0, 4.0]), tables([0.1, 0.4], [3.0, 4.0])
-    narrow = replace(narrow[0], own=2.0), replace(narrow[1], total=15.0)
+    narrow = replace(narrow[0], base_loss=2.0), replace(narrow[1], total=15.0)
     front = joint({"narrow": narrow, "wide": wide})
     every = [(p.latency, found.base_loss + p.loss) for found, cost in (narrow, wide) for p in pareto(found, cost)]
     unbeaten = sorted((a, b) for a, b in every if not any((c <= a and d <= b) and (c, d) != (a, b) for c, d in every))
