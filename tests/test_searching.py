@@ -15,7 +15,7 @@ import dslib
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 from dslib.searching import Gate, Gates, add_gates, k_at, latency_decay
 from dslib.sites import Sites
-from dslib.training.state import Snapshots
+from dslib.training.state import TrainingState
 
 QUICK = dslib.Search(epochs=2, lr=0.1, batch_size=32, k=1, anneal=0.5)
 
@@ -121,11 +121,13 @@ def test_a_search_is_deterministic_and_resumes_without_a_trace(tiny, digits, tmp
     whole = dslib.search(model, digits, sites, config=QUICK)
     assert dslib.search(model, digits, sites, config=QUICK).scores == whole.scores
 
-    save = Snapshots.save
-    monkeypatch.setattr(Snapshots, "save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0])
+    save = TrainingState.save
+    monkeypatch.setattr(
+        TrainingState, "save", lambda *given: (save(*given), (_ for _ in ()).throw(KeyboardInterrupt))[0]
+    )
     with pytest.raises(KeyboardInterrupt):
         dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
-    monkeypatch.setattr(Snapshots, "save", save)
+    monkeypatch.setattr(TrainingState, "save", save)
     again = dslib.search(model, digits, sites, config=QUICK, checkpoint=tmp_path / "s.safetensors")
     assert again.scores == whole.scores
     assert [row["m"] for row in again.history] == [row["m"] for row in whole.history]

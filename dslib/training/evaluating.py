@@ -28,22 +28,16 @@ def predict(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64, 
     model.eval()
     batches = torch.arange(len(split)).split(batch_size)
     mine = batches[processes.rank() :: processes.count()]
-    order = torch.cat(mine) if mine else torch.zeros(0, dtype=torch.int64)
+    order = torch.cat(mine or batches[:1])  # who has none computes the first again
     hidden = True if processes.rank() else None
     steps = tqdm(split.batches(batch_size, order), title, len(mine), leave=False, disable=hidden)
-    found = [model(images.to(device)).float().cpu() for images, _ in steps]
+    found = torch.cat([model(images.to(device)).float().cpu() for images, _ in steps])
     for module in training:
         module.training = True
-    if processes.count() == 1:
-        return torch.cat(found)
-    width = processes.all_gather(torch.tensor([found[0].shape[1] if found else 0]))
-    classes = max(int(one) for one in width)
-    parts = processes.all_gather(torch.cat(found) if found else torch.zeros(0, classes))
-    logits = torch.empty(len(split), classes)
-    for rank, part in enumerate(parts):
-        if len(part):
-            logits[torch.cat(batches[rank :: processes.count()])] = part
-    return logits
+    logits = torch.zeros(len(split), found.shape[1])
+    if mine:
+        logits[order] = found
+    return processes.all_reduce_sum(logits)
 
 
 def evaluate(model: nn.Module, split: Split | FolderSplit, batch_size: int = 64) -> float:

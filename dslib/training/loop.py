@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data import Batch, Data
 from . import processes
-from .engine import Average, Engine
+from .engine import Average, launched
 from .feeding import Feed
 from .settings import Train, lr_at
-from .state import History, Place, Snapshots
-from .watching import Board, Enough, Log, Meter, Pulse, Stopping, write_history
+from .state import History, Place, TrainingState
+from .watching import Log, Pulse, Reporter, Stopping
 
 
 class Trained(NamedTuple):
@@ -50,7 +51,8 @@ def train(
 
     Several processes (`processes.start`) train it together. A run that was stopped at any step and is started again
     with the same arguments goes on from its last state, and ends as if it had not been stopped: every step's
-    order, augmentation and random numbers depend on the seed, the epoch and the step only.
+    order, augmentation and random numbers depend on the seed, the epoch and the step only. PyTorch's own generators
+    are put back.
 
     Args:
         model: (N, 3, H, W) -> (N, classes).
@@ -70,95 +72,148 @@ def train(
         BadConfig: if the state under `checkpoint` is of other settings, or cannot be written.
         KeyboardInterrupt: after SIGTERM or SIGINT.
     """
-    log, device = log or Log(), next(model.parameters()).device
-    optimizer = torch.optim.SGD(
-        list(parameters or groups(model, config)), config.lr, config.momentum, nesterov=config.momentum > 0
-    )
-    engine = Engine(model, optimizer, config.precision, config.compile)
-    feed = Feed(data, config, device)
-    average = Average(model, config.ema) if config.ema else None
-    snapshots = None
-    place = Place()
-    if checkpoint is not None:
-        snapshots = Snapshots(checkpoint, model, optimizer, average, engine.scaler, data, config, about)
-        place = snapshots.resume()
-    steps, ended = feed.steps * config.epochs, [time.perf_counter()]
-    pulse = Pulse(title, config.lr, device, gradients=engine.scaler is None)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        optimizer = torch.optim.SGD(
+            list(parameters or groups(model, config)), config.lr, config.momentum, nesterov=config.momentum > 0
+        )
+        trainer = Trainer(model, optimizer, Feed(data, config, device), loss, config, before_step, after_epoch)
+        if checkpoint is not None:
+            trainer.resume(checkpoint, data, about)
+        return trainer.run(title, log or Log())
 
-    def step(micros: list[Batch]) -> None:
-        progress = (place.epoch * feed.steps + place.step) / steps
+
+@dataclass
+class Trainer:
+    """One training: `run` makes epochs of steps, and saves after each epoch, every so many minutes and when stopped.
+
+    Args:
+        model, loss, config, before_step, after_epoch: as for `train`.
+        optimizer: of the network's parameters.
+        feed: of the images.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    feed: Feed
+    loss: Loss
+    config: Train
+    before_step: Callable[[float], None] | None = None
+    after_epoch: Callable[[int], dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        """Make what trains: the network in its precision, its average, the place that the training is at."""
+        self.fabric = launched(self.model, self.config.precision)
+        network = torch.compile(self.model) if self.config.compile else self.model
+        self.network, self.optimizer = self.fabric.setup(network, self.optimizer, move_to_device=False)
+        self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)  # of float16's gradients
+        self.average = Average(self.model, self.config.ema) if self.config.ema else None
+        self.state: TrainingState | None = None
+        self.place, self.steps = Place(), self.feed.steps * self.config.epochs
+
+    @property
+    def done(self) -> int:
+        """Steps that are done, of all epochs."""
+        return self.place.epoch * self.feed.steps + self.place.step
+
+    def resume(self, path: Path, data: Data, about: str) -> None:
+        """Keep the state under `path`, and begin with what stands there."""
+        own = self.model, self.optimizer, self.average, self.scaler
+        self.state = TrainingState(path, *own, data, self.config, about)
+        self.place = self.state.resume()
+        if self.before_step and self.place.step == self.feed.steps:  # only this epoch's evaluation is left
+            self.before_step((self.done - 1) / self.steps)
+
+    def run(self, title: str, log: Log) -> History:
+        """All epochs that are not done yet; the network then holds the average, if there is one."""
+        self.pulse = Pulse(title, self.config.lr, self.feed.device, gradients=self.scaler is None)
+        self.stopping = Stopping(active=self.state is not None)
+        self.reporter = Reporter(log, title, self.config, self.feed, self.place.history, self.done)
+        with self.stopping, closing(self.reporter):
+            while self.place.epoch < self.config.epochs:
+                self.epoch()
+        if self.average is not None:
+            self.average.settle()
+        return self.place.history
+
+    def epoch(self) -> None:
+        """The steps that are left of an epoch, and its evaluation; a state is saved after each of the two."""
+        self.began, self.saved = time.perf_counter() - self.place.seconds, time.monotonic()
+        self.pulse.total = self.place.total
+        self._to_train_mode()
+        self.stopping.stepping = True
+        for micros in self.reporter.waiting(self.feed.epoch(self.place.epoch, self.place.step)):
+            self.step(micros)
+            self.reporter.step()
+            if self.pulse.stop or self.pulse.save:
+                self.save()
+            if self.pulse.stop:
+                raise KeyboardInterrupt
+        self.stopping.stepping = False
+        self.pulse.flush()
+        processes.broadcast([*self.model.buffers(), *(self.average.tensors.values() if self.average else [])])
+        self.save()
+        self._heed()
+        seconds = time.perf_counter() - self.began
+        row = {"epoch": self.place.epoch + 1, "loss": self.pulse.total / self.feed.steps, "seconds": seconds}
+        with self.average.inside() if self.average else nullcontext():
+            row |= self.after_epoch(self.place.epoch + 1) if self.after_epoch else {}
+        self.place = Place(self.place.epoch + 1, history=[*self.place.history, row])
+        self.began, self.pulse.total = time.perf_counter(), 0.0
+        self.save()
+        self.reporter.epoch(self.place.history)
+        self._heed()
+
+    def step(self, micros: list[Batch]) -> None:
+        """One step on its micro-batches."""
+        config, place, progress = self.config, self.place, self.done / self.steps
         torch.manual_seed(_seed_of(config, place))
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr_at(progress, config) * group.get("lr_scale", 1.0)
-        if before_step:
-            before_step(progress)
-        value = torch.zeros((), device=device)
-        for i, (images, labels) in enumerate(micros):
-            with engine.alone(i + 1 < len(micros)), engine.autocast():
-                part = loss(engine.network, images, labels) / len(micros)
-            with engine.alone(i + 1 < len(micros)):
-                engine.backward(part)
-            value += part.detach()
-        due = time.monotonic() - saved > 60 * config.save_minutes
-        pulse.beat(place.epoch, place.step, value, engine.clip(config.clip), stopping.wanted, due)
-        engine.step()
-        if average is not None:
-            average.update()
+        if self.before_step:
+            self.before_step(progress)
+        value = self._backward(micros)
+        norm = self.fabric.clip_gradients(self.network, self.optimizer, max_norm=config.clip, error_if_nonfinite=False)
+        due = time.monotonic() - self.saved > 60 * config.save_minutes
+        self.pulse.beat(place.epoch, place.step, value, norm, self.stopping.wanted, due)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         place.step += 1
 
-    def save() -> None:
-        if snapshots is not None:
-            pulse.flush()
-            place.total, place.seconds = pulse.total, time.perf_counter() - began
-            with stopping.held():
-                snapshots.save(place)
+    def save(self) -> None:
+        """Write the state, if one is kept; a signal waits meanwhile."""
+        if self.state is not None:
+            self.pulse.flush()
+            self.place.total, self.place.seconds = self.pulse.total, time.perf_counter() - self.began
+            with self.stopping.held():
+                self.state.save(self.place)
                 processes.wait()
+        self.pulse.save, self.saved = False, time.monotonic()
 
-    done = place.epoch * feed.steps + place.step
-    if before_step and place.step == feed.steps:  # only this epoch's evaluation is left
-        before_step((done - 1) / steps)
-    write_history(log, title, place.history)
-    with (
-        Stopping(active=checkpoint is not None) as stopping,
-        closing(Meter(title, steps * config.batch_size, done * config.batch_size, log, feed.remedy)) as meter,
-        closing(Board(log, title, place.epoch)) as board,
-    ):
-        while place.epoch < config.epochs:
-            began, saved, pulse.total = time.perf_counter() - place.seconds, time.monotonic(), place.total
-            _train_mode(model, config)
-            stopping.stepping = True
-            for micros in meter.waiting(feed.epoch(place.epoch, place.step)):
-                step(micros)
-                meter.step(config.batch_size)
-                if log.steps is not None:
-                    ended.append(time.perf_counter())
-                    if len(ended) > log.steps:
-                        raise Enough(ended, steps)
-                if pulse.stop or pulse.save:
-                    save()
-                    saved, pulse.save = time.monotonic(), False
-                if pulse.stop:
-                    raise KeyboardInterrupt
-            stopping.stepping = False
-            pulse.flush()
-            engine.share([*model.buffers(), *(average.tensors.values() if average is not None else [])])
-            save()
-            if processes.any_rank(stopping.wanted):
-                raise KeyboardInterrupt
-            row = {"epoch": place.epoch + 1, "loss": pulse.total / feed.steps, "seconds": time.perf_counter() - began}
-            with average.inside() if average is not None else nullcontext():
-                row |= after_epoch(place.epoch + 1) if after_epoch else {}
-            place = Place(place.epoch + 1, history=[*place.history, row])
-            pulse.total, began = 0.0, time.perf_counter()
-            save()
-            board.add(row)
-            write_history(log, title, place.history)
-            log.say(meter.told(config.epochs, row))
-            if processes.any_rank(stopping.wanted):
-                raise KeyboardInterrupt
-    if average is not None:
-        average.settle()
-    return place.history
+    def _backward(self, micros: list[Batch]) -> Tensor:
+        """Add the gradients of all micro-batches; their mean loss, ()."""
+        value = torch.zeros((), device=self.feed.device)
+        for i, (images, labels) in enumerate(micros):
+            with self.fabric.no_backward_sync(self.network, enabled=i + 1 < len(micros)):
+                with self.fabric.autocast():  # a teacher too
+                    part = self.loss(self.network, images, labels) / len(micros)
+                self.fabric.backward(part)
+            value += part.detach()
+        return value
+
+    def _heed(self) -> None:
+        """End the training if any process was told to."""
+        if processes.any_rank(self.stopping.wanted):
+            raise KeyboardInterrupt
+
+    def _to_train_mode(self) -> None:
+        self.model.train()
+        if self.config.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:
@@ -177,14 +232,6 @@ def groups(model: nn.Module, config: Train) -> list[dict[str, Any]]:
         {"params": [p for p in own if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _train_mode(model: nn.Module, config: Train) -> None:
-    model.train()
-    if config.freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
 
 def _seed_of(config: Train, place: Place) -> int:

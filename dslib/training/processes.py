@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from ..errors import first_line
 
 T = TypeVar("T")
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)  # the first process works, the others wait
@@ -56,8 +59,9 @@ def on_rank_zero(make: Callable[[], T]) -> T:
         token = _ALONE.set(True)
         try:
             told[0] = make()
+            pickle.dumps(told[0])  # what cannot travel is an error here, or the others would wait for it
         except Exception as error:
-            told[1] = error
+            told = [None, _portable(error)]
         finally:
             _ALONE.reset(token)
     dist.broadcast_object_list(told, device=torch.device("cpu"))
@@ -66,17 +70,22 @@ def on_rank_zero(make: Callable[[], T]) -> T:
     return told[0]
 
 
-def all_gather(part: Tensor) -> list[Tensor]:
-    """The tensors of all processes, (N_i, ...) each on the CPU, in order of rank; all but the first size alike."""
-    if count() == 1:
-        return [part]
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count())]
-    dist.all_gather(sizes, torch.tensor([len(part)]))
-    longest = max(int(size) for size in sizes)
-    padded = torch.cat([part, part.new_zeros(longest - len(part), *part.shape[1:])])
-    found = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(found, padded)
-    return [one[: int(size)] for one, size in zip(found, sizes, strict=True)]
+def _portable(error: Exception) -> Exception:
+    """The error, if pickle can carry it; else one that tells as much."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # what pickle raises, and the error's own constructor
+        told = RuntimeError(f"{type(error).__name__}: {first_line(error)}")
+        told.__cause__ = error
+        return told
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's tensors of numbers with a point, in place."""
+    for tensor in tensors if count() > 1 else ():
+        if tensor.is_floating_point():
+            dist.broadcast(tensor, 0)
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ One run at a time writes into a folder (`claimed`).
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,11 +23,145 @@ from .engine import Average
 from .settings import Train
 
 Tensors = dict[str, Tensor]
+History = list[dict[str, Any]]
+FREE = ("workers", "save_minutes", "compile", "accumulate")  # settings that may differ when a training is taken up
 
 
-def before_last(path: Path) -> Path:
-    """Where the state before the last one is kept."""
-    return path.with_name(f"{path.stem}.before{path.suffix}")
+@dataclass
+class Place:
+    """How far a training is: `step` steps of `epoch` (from 0) are done, with losses of sum `total`."""
+
+    epoch: int = 0
+    step: int = 0
+    total: float = 0.0
+    seconds: float = 0.0
+    history: History = field(default_factory=list)
+
+
+@dataclass
+class TrainingState:
+    """What a training consists of, and the file that keeps it.
+
+    Args:
+        path: of the file.
+        model, optimizer, average, scaler: what is trained; the last two may be None.
+        data: what it is trained on.
+        config: its settings.
+        about: whatever else decides the outcome.
+    """
+
+    path: Path
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    average: Average | None
+    scaler: Any
+    data: Data
+    config: Train
+    about: str
+
+    def __post_init__(self) -> None:
+        """Note what the training begins with: a state of another is refused."""
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        begun = hashlib.sha256(repr(self.model).encode())  # the network's structure and its values before training
+        of = self.data.name, str(len(self.data.train)), str(self.data.image_size)
+        for part in (digest(self.model.state_dict()), *of, self.about):
+            begun.update(part.encode())
+        self._settings = {key: value for key, value in asdict(self.config).items() if key not in FREE}
+        self._identity = begun.hexdigest()
+
+    def save(self, place: Place) -> None:
+        """Write everything; the first process does, for all.
+
+        Raises:
+            BadConfig: if it cannot be written; the state before stands.
+        """
+        if not processes.rank():
+            save_state(self.path, self._tensors(), self._meta(place))
+
+    def resume(self) -> Place:
+        """Take up the newest whole state, if there is one.
+
+        Raises:
+            BadConfig: if it is of a training with other settings, or cannot be read just now.
+        """
+        found = processes.on_rank_zero(lambda: load_state(self.path, self._check))
+        if found is None:
+            return Place()
+        tensors, meta = found
+        self.model.load_state_dict(_part("model", tensors))
+        for index, tensor in _part("momentum", tensors).items():
+            parameter = self._parameters[int(index)]  # whose layout in memory the momentum has too
+            self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensor)
+        if self.average is not None:
+            self.average.steps = meta["average_steps"]
+            for name, tensor in _part("average", tensors).items():
+                self.average.tensors[name].copy_(tensor)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(meta["scaler"])
+        return Place(**meta["place"])
+
+    def _tensors(self) -> Tensors:
+        momenta = {i: self.optimizer.state.get(p, {}).get("momentum_buffer") for i, p in enumerate(self._parameters)}
+        return {
+            **_named("model", self.model.state_dict()),
+            **_named("momentum", {i: momentum for i, momentum in momenta.items() if momentum is not None}),
+            **_named("average", self.average.tensors if self.average is not None else {}),
+        }
+
+    def _meta(self, place: Place) -> dict[str, Any]:
+        meta: dict[str, Any] = {"config": self._settings, "about": self._identity, "place": asdict(place)}
+        if self.average is not None:
+            meta["average_steps"] = self.average.steps
+        if self.scaler is not None:
+            meta["scaler"] = self.scaler.state_dict()
+        return meta
+
+    def _check(self, tensors: Tensors, meta: dict[str, Any]) -> None:
+        """Raise `BadRecord` unless this is a state of a training, `BadConfig` if it is another's."""
+        damaged = BadRecord(f"{self.path} is no state of a training that can be taken up")
+        config, own, about = meta.get("config"), self._settings, meta.get("about")
+        if not isinstance(config, dict) or not isinstance(about, str):
+            raise damaged
+        other = [
+            f"{key} {config.get(key)!r} there, {own.get(key)!r} here"
+            for key in sorted({*config, *own})
+            if config.get(key) != own.get(key)
+        ]
+        if not other and about != self._identity:
+            other = ["another network, dataset, teacher or cost table"]
+        if other:
+            raise BadConfig(
+                f"{self.path} is of a training with other settings ({'; '.join(other)}): give the same, "
+                "or choose another --out"
+            )
+        if not _is_like({**meta, "config": own}, self._meta(Place())):
+            raise damaged
+        place = Place(**meta["place"])
+        if min(place.epoch, place.step) < 0 or len(place.history) > place.epoch + 1:
+            raise damaged
+        least, found = _forms(self._tensors()), _forms(tensors)  # a training that has made no step has no momentum
+        most = least | _forms(_named("momentum", dict(enumerate(self._parameters))))
+        if not least.items() <= found.items() <= most.items():
+            raise BadRecord(f"{self.path} holds other tensors than this training")
+
+
+def _named(kind: str, tensors: Mapping[Any, Tensor]) -> Tensors:
+    return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _part(kind: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
+
+
+def _forms(tensors: Tensors) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _is_like(found: Any, own: Any) -> bool:
+    """Whether two values have the same type; of dicts, the same keys, and values alike."""
+    if type(found) is not type(own):
+        return False
+    return not isinstance(own, dict) or (found.keys() == own.keys() and all(_is_like(found[k], own[k]) for k in own))
 
 
 def save_state(path: Path, tensors: Tensors, meta: dict[str, Any]) -> None:
@@ -55,7 +188,7 @@ def load_state(path: Path, check: Callable[[Tensors, dict[str, Any]], None]) -> 
         BadConfig: if a state cannot be read just now: it may be whole.
     """
     _sweep(path)
-    found = [one for one in (_new(path), path, before_last(path)) if _readable(one)]
+    found = [one for one in (_new(path), path, before_last(path)) if _is_readable(one)]
     for one in found:
         try:
             tensors, meta = load_tensors(one)
@@ -75,6 +208,11 @@ def remove_state(path: Path) -> None:
         one.unlink(missing_ok=True)
 
 
+def before_last(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
+
+
 def _new(path: Path) -> Path:
     """Where a state is, whole, just before it becomes the last."""
     return path.with_name(f"{path.stem}.new{path.suffix}")
@@ -82,8 +220,22 @@ def _new(path: Path) -> Path:
 
 def _sweep(path: Path) -> None:
     """Remove what a kill left in the middle of a write."""
-    for one in path.parent.glob(f".{_new(path).stem}.*.partial{path.suffix}"):
-        one.unlink(missing_ok=True)
+    for half in path.parent.glob(f".{_new(path).stem}.*.partial{path.suffix}"):
+        half.unlink(missing_ok=True)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether a file stands there; raises `BadConfig` if it stands, but cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise BadConfig(
+            f"{path} cannot be read ({error.strerror or error}): mend that, or remove it to start this stage again"
+        ) from error
 
 
 @contextmanager
@@ -113,165 +265,3 @@ def claimed(path: Path, folder: bool = False) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _readable(path: Path) -> bool:
-    """Whether a file stands there and can be opened and read."""
-    try:
-        with path.open("rb") as file:
-            os.fstat(file.fileno())
-            file.read(1)
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise BadConfig(
-            f"{path} cannot be read ({error.strerror or error}): mend that, or remove it to start this stage again"
-        ) from error
-
-
-History = list[dict[str, Any]]
-FREE = ("workers", "save_minutes", "compile", "accumulate")  # settings that may differ when a training is taken up
-
-
-@dataclass
-class Place:
-    """How far a training is: `step` steps of `epoch` (from 0) are done, with losses of sum `total`."""
-
-    epoch: int = 0
-    step: int = 0
-    total: float = 0.0
-    seconds: float = 0.0
-    history: History = field(default_factory=list)
-
-
-class Snapshots:
-    """What a training consists of, and the file that keeps it.
-
-    Args:
-        path: of the file.
-        model, optimizer, average, scaler: what is trained; the last two may be None.
-        data: what it is trained on.
-        config: its settings.
-        about: whatever else decides the outcome.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        model: nn.Module,
-        optimizer: torch.optim.SGD,
-        average: Average | None,
-        scaler: Any,
-        data: Data,
-        config: Train,
-        about: str,
-    ) -> None:
-        self._path, self._optimizer, self._average, self._scaler = path, optimizer, average, scaler
-        self._model = model
-        settings = {key: value for key, value in asdict(config).items() if key not in FREE}
-        self._identity = {"config": settings, "about": _identity(model, data, about)}
-
-    def save(self, place: Place) -> None:
-        """Write everything; the first process does, for all.
-
-        Raises:
-            BadConfig: if it cannot be written; the state before stands.
-        """
-        if processes.rank():
-            return
-        tensors = {f"model.{name}": tensor for name, tensor in self._model.state_dict().items()}
-        for index, state in self._optimizer.state_dict()["state"].items():
-            if state.get("momentum_buffer") is not None:
-                tensors[f"momentum.{index}"] = state["momentum_buffer"]
-        meta: dict[str, Any] = {**self._identity, "place": asdict(place)}
-        if self._average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self._average.tensors.items()}
-            meta["average_steps"] = self._average.steps
-        if self._scaler is not None:
-            meta["scaler"] = self._scaler.state_dict()
-        save_state(self._path, tensors, meta)
-
-    def resume(self) -> Place:
-        """Take up the newest whole state, if there is one.
-
-        Raises:
-            BadConfig: if it is of a training with other settings, or cannot be read just now.
-        """
-        found = processes.on_rank_zero(lambda: load_state(self._path, self._check))
-        if found is None:
-            return Place()
-        tensors, meta = found
-        self._model.load_state_dict(_part("model", tensors))
-        state = self._optimizer.state_dict()
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        momenta = {int(i): tensor for i, tensor in _part("momentum", tensors).items()}  # in the parameters' own layout
-        state["state"] = {i: {"momentum_buffer": torch.empty_like(parameters[i]).copy_(t)} for i, t in momenta.items()}
-        self._optimizer.load_state_dict(state)
-        if self._average is not None:
-            for name, tensor in _part("average", tensors).items():
-                self._average.tensors[name].copy_(tensor)
-            self._average.steps = meta["average_steps"]
-        if self._scaler is not None:
-            self._scaler.load_state_dict(meta["scaler"])
-        return Place(**meta["place"])
-
-    def _check(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Raise `BadRecord` unless this is a state of a training, `BadConfig` if it is another's."""
-        damaged = f"{self._path} is no state of a training that can be taken up"
-        config, place = meta.get("config"), meta.get("place")
-        if not (isinstance(config, dict) and isinstance(place, dict) and isinstance(meta.get("about"), str)):
-            raise BadRecord(damaged)
-        own = self._identity["config"]
-        assert isinstance(config, dict)
-        assert isinstance(own, dict)
-        other = [
-            f"{key} {config.get(key)!r} there, {own.get(key)!r} here"
-            for key in sorted({*config, *own})
-            if config.get(key) != own.get(key)
-        ]
-        if not other and meta["about"] != self._identity["about"]:
-            other = ["another network, dataset, teacher or cost table"]
-        if other:
-            raise BadConfig(
-                f"{self._path} is of a training with other settings ({'; '.join(other)}): give the same, "
-                "or choose another --out"
-            )
-        try:
-            self._check_tensors(tensors)
-            own_place = Place(**place)
-            whole = [own_place.epoch, own_place.step, len(own_place.history)]
-            if not (all(isinstance(n, int) and n >= 0 for n in whole) and whole[2] <= whole[0] + 1):
-                raise BadRecord(damaged)
-            if self._average is not None and not isinstance(meta["average_steps"], int):
-                raise BadRecord(damaged)
-            if self._scaler is not None and not isinstance(meta["scaler"], dict):
-                raise BadRecord(damaged)
-            float(own_place.total), float(own_place.seconds)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise BadRecord(damaged) from error
-
-    def _check_tensors(self, tensors: dict[str, Tensor]) -> None:
-        own, parameters = self._model.state_dict(), [p for g in self._optimizer.param_groups for p in g["params"]]
-        wanted = {f"model.{name}": tensor for name, tensor in own.items()}
-        if self._average is not None:
-            wanted |= {f"average.{name}": tensor for name, tensor in own.items()}
-        wanted |= {f"momentum.{i}": p for i, p in enumerate(parameters) if f"momentum.{i}" in tensors}
-        same = tensors.keys() == wanted.keys() and all(
-            tensors[name].shape == tensor.shape and tensors[name].dtype == tensor.dtype
-            for name, tensor in wanted.items()
-        )
-        if not same:
-            raise BadRecord(f"{self._path} holds other tensors than this training")
-
-
-def _part(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")}
-
-
-def _identity(model: nn.Module, data: Data, about: str) -> str:
-    """A hash of the network (structure and values before training), the data's name and size, and `about`."""
-    whole = hashlib.sha256(repr(model).encode())
-    for part in (digest(model.state_dict()), data.name, str(len(data.train)), str(data.image_size), about):
-        whole.update(part.encode())
-    return whole.hexdigest()

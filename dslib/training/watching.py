@@ -19,6 +19,9 @@ from tqdm import tqdm
 from ..errors import DslibError
 from ..records import whole_file
 from . import processes
+from .feeding import Feed
+from .settings import Train
+from .state import History
 
 T = TypeVar("T")
 STALLED, WINDOW = 0.25, 20.0  # share of the time spent waiting for images, over so many seconds of training
@@ -51,8 +54,12 @@ class Enough(Exception):
     """A trial's outcome: when it began and each step ended (s), and how many steps the whole training would have."""
 
     def __init__(self, ended: list[float], steps: int) -> None:
-        super().__init__(f"{len(ended) - 1} of {steps} steps")
+        super().__init__(ended, steps)  # what pickle calls it with again
         self.ended, self.steps = ended, steps
+
+    def __str__(self) -> str:
+        """How far the trial went."""
+        return f"{len(self.ended) - 1} of {self.steps} steps"
 
 
 class Stopping:
@@ -120,135 +127,129 @@ class Pulse:
         Raises:
             DslibError: for a loss or gradient that is not finite, naming epoch and batch.
         """
-        norm = norm.detach().to(loss.device)
         wishes = [torch.full_like(loss, float(wish)) for wish in (stop, save)]
-        values = processes.all_reduce_sum(torch.stack([loss, norm, *wishes]))
+        values = processes.all_reduce_sum(torch.stack([loss, norm.detach().to(loss.device), *wishes]))
         before, self._pending = self._pending, (epoch, step, values)
-        if self._late and before is not None:
-            self._read(before)
-        elif not self._late:
+        if not self._late:
             self.flush()
+        elif before is not None:
+            self._read(*before)
 
     def flush(self) -> None:
         """Read what is not read yet."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._read(pending)
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(*pending)
 
-    def _read(self, pending: tuple[int, int, Tensor]) -> None:
-        epoch, step, values = pending
+    def _read(self, epoch: int, step: int, values: Tensor) -> None:
         loss, norm, stop, save = values.tolist()
-        what = "loss" if not math.isfinite(loss) else "gradient's norm"
-        if not math.isfinite(loss) or (self._gradients and not math.isfinite(norm)):
-            found = loss if what == "loss" else norm
-            raise DslibError(
-                f"{self._title}: the {what} is {found} at epoch {epoch + 1}, batch {step + 1}: "
-                f"lower the learning rate (lr {self._lr:g})"
-            )
+        for what, value in (("loss", loss), *([("gradient's norm", norm)] if self._gradients else [])):
+            if not math.isfinite(value):
+                raise DslibError(
+                    f"{self._title}: the {what} is {value} at epoch {epoch + 1}, batch {step + 1}: "
+                    f"lower the learning rate (lr {self._lr:g})"
+                )
         self.total += loss / processes.count()
         self.stop, self.save = stop > 0, save > 0
 
 
-class Meter:
-    """Progress, speed, and whether the loader is what the training waits for.
+class Reporter:
+    """Tells how a training goes: a progress bar, a line, a CSV row and TensorBoard's points an epoch.
+
+    It also warns once if the training waits for its images, and ends a trial.
 
     Args:
+        log: where it tells.
         title: of the training.
-        images: of all its steps together; `done` of them before this process began.
-        log: is told.
-        remedy: what helps when the training waits for its images.
+        config, feed: of the training.
+        history: its rows so far.
+        done: its steps so far.
     """
 
-    def __init__(self, title: str, images: int, done: int, log: Log, remedy: str) -> None:
+    def __init__(self, log: Log, title: str, config: Train, feed: Feed, history: History, done: int) -> None:
+        self._log, self._title, self._config, self._feed, self._done = log, title, config, feed, done
+        self._steps, self._batch = feed.steps * config.epochs, config.batch_size
         hidden = True if processes.rank() else None  # None: hidden where there is no terminal
-        self._bar = tqdm(total=images, initial=done, desc=title, unit="img", leave=False, disable=hidden)
-        self._title, self._log, self._told, self._remedy = title, log, False, remedy
-        self._began, self._images = time.perf_counter(), 0
-        self._since, self._seconds, self._waited = self._began, 0.0, 0.0
-        self._left = images - done
+        images = [steps * self._batch for steps in (self._steps, done)]
+        self._bar = tqdm(total=images[0], initial=images[1], desc=title, unit="img", leave=False, disable=hidden)
+        self._began = self._since = time.perf_counter()
+        self._ended, self._made = [self._began], 0
+        self._seconds, self._waited, self._warned = 0.0, 0.0, False
+        self._file, self._board = title.replace(" ", "_"), None
+        self._writes = log.folder is not None and processes.rank() == 0
+        if log.tensorboard and self._writes:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(f"{log.folder}/tensorboard/{self._file}", purge_step=len(history) + 1)
+        self._write(history)
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """An epoch's items; the time that each but the first lets wait is counted."""
-        source, first = iter(items), True
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(source)
-            except StopIteration:
-                return
-            if first:  # before it was an evaluation; workers begin, and decode a whole batch each
-                first, self._since = False, time.perf_counter()
+        asked = None
+        for item in items:
+            now = time.perf_counter()
+            if asked is None:  # before it was an evaluation; workers begin, and decode a whole batch each
+                self._since = now
             else:
-                self._waited += time.perf_counter() - asked
+                self._waited += now - asked
             yield item
+            asked = time.perf_counter()
 
-    def step(self, images: int) -> None:
-        """A step with so many images was done."""
-        self._images += images
-        self._bar.update(images)
+    def step(self) -> None:
+        """A step was done.
+
+        Raises:
+            Enough: after the last step of a trial.
+        """
         now = time.perf_counter()
-        self._seconds, self._since = self._seconds + now - self._since, now
-        if self._seconds < WINDOW:
-            return
-        if not self._told and self._waited > STALLED * self._seconds:
-            self._told = True
-            message = (
-                f"warning: {self._title} waits for its images {self._waited / self._seconds:.0%} of the time: "
-                f"{self._remedy}"
-            )
-            if self._log.echo is None and processes.rank() == 0:
-                tqdm.write(message)
-            else:
-                self._log.say(message)
-        self._seconds, self._waited = 0.0, 0.0
+        self._bar.update(self._batch)
+        self._made, self._seconds, self._since = self._made + 1, self._seconds + now - self._since, now
+        if self._log.steps is not None:
+            self._ended.append(now)
+            if self._made >= self._log.steps:
+                raise Enough(self._ended, self._steps)
+        if self._seconds >= WINDOW:
+            if not self._warned and self._waited > STALLED * self._seconds:
+                self._warn(self._waited / self._seconds)
+            self._seconds, self._waited = 0.0, 0.0
 
-    def told(self, epochs: int, row: dict[str, Any]) -> str:
-        """An epoch in one line: its numbers, images per second (evaluation included), minutes to the end."""
-        rate = self._images / max(time.perf_counter() - self._began, 1e-9)
-        minutes = (self._left - self._images) / max(rate, 1e-9) / 60
+    def epoch(self, history: History) -> None:
+        """An epoch was done: its numbers, images per second (evaluation included), minutes to the end."""
+        row = history[-1]
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "epoch":
+                    self._board.add_scalar(name, value, row["epoch"])
+            self._board.flush()
+        self._write(history)
+        rate = self._made * self._batch / max(time.perf_counter() - self._began, 1e-9)
+        minutes = (self._steps - self._done - self._made) * self._batch / max(rate, 1e-9) / 60
         accuracy = f", accuracy {row['val_accuracy']:.2%}" if "val_accuracy" in row else ""
-        return (
-            f"{self._title} {row['epoch']}/{epochs}: loss {row['loss']:.4f}{accuracy}; {rate:.0f} images/s, "
-            f"{minutes:.0f} minutes left"
+        self._log.say(
+            f"{self._title} {row['epoch']}/{self._config.epochs}: loss {row['loss']:.4f}{accuracy}; {rate:.0f} "
+            f"images/s, {minutes:.0f} minutes left"
         )
 
     def close(self) -> None:
-        """Take the progress bar away."""
+        """Take the progress bar away, and write what is left."""
         self._bar.close()
+        if self._board is not None:
+            self._board.close()
 
+    def _warn(self, share: float) -> None:
+        self._warned = True
+        message = f"warning: {self._title} waits for its images {share:.0%} of the time: {self._feed.remedy}"
+        if self._log.echo is None and processes.rank() == 0:
+            tqdm.write(message)
+        else:
+            self._log.say(message)
 
-def write_history(log: Log, title: str, history: list[dict[str, Any]]) -> None:
-    """The rows of a training so far, as CSV; columns that are no single numbers are left out."""
-    if log.folder is None or not history or processes.rank():
-        return
-    import pandas as pd
-
-    rows = [{key: value for key, value in row.items() if not isinstance(value, (list, dict))} for row in history]
-    with whole_file(log.folder / f"{title.replace(' ', '_')}.csv") as partial:
-        pd.DataFrame(rows).to_csv(partial, index=False)
-
-
-class Board:
-    """TensorBoard's curves of a training, if `log` wants them."""
-
-    def __init__(self, log: Log, title: str, epoch: int) -> None:
-        self._writer = None
-        if log.tensorboard and log.folder is not None and processes.rank() == 0:
-            from tensorboardX import SummaryWriter
-
-            folder = log.folder / "tensorboard" / title.replace(" ", "_")
-            self._writer = SummaryWriter(str(folder), purge_step=epoch + 1)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """One epoch's row."""
-        if self._writer is None:
+    def _write(self, history: History) -> None:
+        """The rows so far, as CSV; columns that are no single numbers are left out."""
+        if not self._writes or not history:
             return
-        for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "epoch":
-                self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        import pandas as pd
 
-    def close(self) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        rows = [{key: value for key, value in row.items() if not isinstance(value, (list, dict))} for row in history]
+        with whole_file(f"{self._log.folder}/{self._file}.csv") as partial:
+            pd.DataFrame(rows).to_csv(partial, index=False)

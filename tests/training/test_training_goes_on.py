@@ -87,9 +87,9 @@ def test_a_signal_in_the_last_step_of_an_epoch_is_heeded_before_the_evaluation(d
 
 
 def test_signals_while_it_saves_are_heeded_afterwards(digits, tmp_path, monkeypatch):
-    from dslib.training import state as snapshots
+    from dslib.training import state
 
-    saved, write = [], snapshots.save_state
+    saved, write = [], state.save_state
 
     def save(path, tensors, meta):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
