@@ -1,7 +1,7 @@
 """DepthShrinker, the package: find sites, search, shrink, finetune, and merge exactly.
 
 The way through: `find_sites` -> `profile` -> `search` -> `shrink` -> `finetune` -> `merge`; `run` does it all.
-Without labels or training: `find_sites` -> `ranking.rank` -> `calibrate`.
+Without labels or training: `compress`, or its parts `ranking.rank` -> `planning.plan` -> `calibrate`.
 
 Importing it is quick: what a public name or a submodule needs (torch, above all) is imported where it is first used.
 """
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # and read below: this is the one list of the public names
 
     # in place of stages 1 and 2, without labels
     from .calibrating import calibrate as calibrate
+    from .compressing import compress as compress
 
     # all of it, and what comes of it
     from .running import Run as Run, run as run

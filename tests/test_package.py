@@ -42,6 +42,7 @@ LAYERS = [
     "planning",
     "saving",
     "running",
+    "compressing",
     "baselines",
     "plots",
     "bench",

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..measuring import RUNTIMES
-from .options import (
+from .bench_options import (
     Command,
     all_of,
     model_options,

@@ -10,7 +10,7 @@ import click
 
 from ..errors import BadConfig, DslibError
 from ..measuring import PRECISIONS, RUNTIMES
-from .options import (
+from .bench_options import (
     Command,
     all_of,
     device_option,

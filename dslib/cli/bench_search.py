@@ -10,7 +10,7 @@ import click
 from ..baselines import METHODS
 from ..bench.frontier import Frontier
 from ..measuring import PRECISIONS, RUNTIMES
-from .options import (
+from .bench_options import (
     device_option,
     model_options,
     out_option,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import (
+from .bench_options import (
     device_option,
     model_options,
     out_option,

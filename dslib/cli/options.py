@@ -1,28 +1,78 @@
-"""Command-line options, derived from the fields of the settings classes and shared by the commands."""
+"""Options derived from what they are given to: a function's arguments, or the fields of a settings class."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
+from torch import nn
 
+import dslib
+
+from ..data import Data
 from ..errors import BadConfig, BadModel
-from ..measuring import RUNTIMES
+from ..measuring import PRECISIONS, RUNTIMES, pick_device, this_machine
 from ..records import Record, commit
-from ..training import Log
-
-if TYPE_CHECKING:
-    from ..data import Data
-    from ..saving import Recipe
+from ..training import Log, processes
 
 Command = Callable[..., Any]
-TYPES = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str, "bool": bool}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "Path": Path}
+# of functions; a settings class checks its own
+CHOICES: dict[str, Mapping[str, Any]] = {"runtime": RUNTIMES, "precision": PRECISIONS}
+
+
+def argument_texts(source: Callable[..., Any]) -> dict[str, str]:
+    """Argument -> its whole text under 'Args:' in the docstring of a function or class, base classes included."""
+    texts: dict[str, str] = {}
+    for each in reversed(source.__mro__) if isinstance(source, type) else [source]:
+        section = re.search(r"^Args:\n((?: .*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
+        for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE) if section else []:
+            names, _, text = entry.partition(": ")
+            texts.update({name.strip(): " ".join(text.split()) for name in names.split(",")})
+    return texts
+
+
+def options_of(
+    source: Callable[..., Any],
+    *names: str,
+    prefix: str = "",
+    skip: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+) -> Callable[[Command], Command]:
+    """Decorator: an option for each argument of a function, or field of a settings class, that words can give.
+
+    Args:
+        source: the function or class: types and defaults are its signature's, help texts its docstring's.
+        names: of the arguments; default all.
+        prefix: put before each option's name.
+        skip: arguments that get none.
+        defaults: other defaults than the signature's.
+    """
+    texts, parameters = argument_texts(source), inspect.signature(source).parameters.values()
+    options = []
+    for parameter in parameters:
+        kind = next((kind for kind in str(parameter.annotation).split(" | ") if kind in TYPES), None)
+        if kind is None or parameter.name in skip or (names and parameter.name not in names):
+            continue
+        name = f"{prefix}{parameter.name}".replace("_", "-")
+        default = (defaults or {}).get(parameter.name, parameter.default)
+        given: dict[str, Any] = {"default": default, "show_default": True, "type": TYPES[kind]}
+        if default is parameter.empty:
+            given = {"required": True, "type": TYPES[kind]}
+        if parameter.name in CHOICES and not isinstance(source, type):
+            given["type"] = click.Choice(list(CHOICES[parameter.name]))
+        switch = f"--{name}/--no-{name}" if kind == "bool" else f"--{name}"
+        options.append(click.option(switch, help=texts.get(parameter.name, ""), **given))
+    return all_of(*options)
 
 
 def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -36,68 +86,43 @@ def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
-def settings(
-    config: type, prefix: str = "", skip: tuple[str, ...] = (), defaults: Any = None
-) -> Callable[[Command], Command]:
-    """Decorator: one option for each field of a settings class, `--<prefix><field>`, help from its docstring."""
-
-    def decorate(command: Command) -> Command:
-        texts = _argument_texts(config)
-        for field in reversed([f for f in fields(config) if str(f.type) in TYPES and f.name not in skip]):
-            default = getattr(defaults, field.name) if defaults is not None else field.default
-            kind = str(field.type)
-            given = {"required": True} if default is MISSING else {"default": default, "show_default": True}
-            given |= {} if kind == "bool" else {"type": TYPES[kind]}
-            name = f"--{prefix}{field.name}".replace("_", "-")
-            name += name.replace("--", "/--no-", 1) if kind == "bool" else ""
-            option = click.option(name, help=texts.get(field.name, ""), **given)
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def weights_option(default: str) -> Callable[[Command], Command]:
-    """Decorator: which weights."""
-    return click.option("--weights", default=default, show_default=True, help="none, default, or a weights file.")
-
-
-model_options = click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help="For its function.")
-
-
 def network_options(weights: str = "none") -> Callable[[Command], Command]:
     """Decorator: which network; `weights` is the default of --weights."""
+    texts = argument_texts(dslib.load_model)
     return all_of(
-        click.option("--model", required=True, help="torchvision or timm name, or package.module:function."),
-        weights_option(weights),
-        model_options,
+        click.option("--model", required=True, help=texts["name"]),
+        options_of(dslib.load_model, "weights", defaults={"weights": weights}),
+        click.option("--model-option", "options", multiple=True, metavar="NAME=VALUE", help=texts["options"]),
     )
 
 
-device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-single_option = click.option("--single/--no-single", help="Activations outside blocks (stem, head) are sites too.")
-runtime_option = click.option("--runtime", type=click.Choice(list(RUNTIMES)), default="eager", show_default=True)
-# where no data says it
-image_size_option = click.option("--image-size", default=224, show_default=True, help="Side in pixels.")
-trust_option = click.option("--trust", metavar="PACKAGE.MODULE:FUNCTION", help="Your own code that recipes may call.")
-tensorboard_option = click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
+device_option = options_of(dslib.Run, "device")
+trust_option = options_of(dslib.load, "trust")
 log_options = all_of(
-    click.option("--curves", "curves", type=Path, help="Folder for a .csv of the training, one row an epoch."),
-    tensorboard_option,
+    click.option("--curves", type=Path, help="Folder for a .csv of the training, one row an epoch."),
+    click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too."),
 )
-out_option = click.option("--out", type=Path, help="Where to write the record (JSON).")
-resumed_option = click.option("--out", type=Path, help="Record (JSON) to keep each row in; begun again, it goes on.")
 data_options = all_of(
-    click.option("--data", required=True, help="digits, imagenette, cifar10, imagenet, a folder, or a .npz file."),
-    click.option("--image-size", type=int, help="Side in pixels."),
-    click.option("--skip-corrupt", is_flag=True, help="Leave unreadable images out instead of stopping."),
+    click.option("--data", required=True, help=argument_texts(dslib.load_data)["name"]),
+    options_of(dslib.load_data, "image_size"),
+    click.option("--skip-corrupt", is_flag=True, help=argument_texts(dslib.load_data)["skip_corrupt"]),
     device_option,
 )
 
 
+def out_option(text: str, required: bool = True) -> Callable[[Command], Command]:
+    """Decorator: what to write, and where."""
+    return click.option("--out", type=Path, required=required, help=text)
+
+
+def call(function: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """What a function makes of those of the options that it takes; they are taken out of `given`."""
+    names = inspect.signature(function).parameters.keys() & given.keys()
+    return function(**{name: given.pop(name) for name in names})
+
+
 def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     """'name=value' words as keyword arguments; values are JSON where they can be read so."""
-
     parsed: dict[str, Any] = {}
     for word in options:
         name, equals, value = word.partition("=")
@@ -110,50 +135,49 @@ def parse_options(options: tuple[str, ...]) -> dict[str, Any]:
     return parsed
 
 
+def network_of(model: str, weights: str, options: tuple[str, ...], device: str = "cpu") -> nn.Module:
+    """The network with the classes that its weights have, on the device."""
+    return dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
+
+
 def trained_network(
     model: str,
     weights: str,
     options: tuple[str, ...],
     data: str,
     image_size: int | None,
-    skip_corrupt: bool,
-    device: str,
-) -> tuple[Any, Any]:
+    skip_corrupt: bool = False,
+    device: str = "cpu",
+) -> tuple[nn.Module, Data]:
     """The network and the data; a head that was never trained for the data's classes is refused."""
-    import torch
-
-    import dslib
-    from dslib.measuring import pick_device
-    from dslib.training import processes
-
     where = processes.start(pick_device(device))
     loaded = processes.first_per_machine(lambda: dslib.load_data(data, image_size, skip_corrupt))
     network, trained = dslib.load_model(model, loaded.classes, weights, parse_options(options))
     if not trained:
         raise BadModel(
-            f"{model} with weights {weights!r} is not trained for the "
-            f"{len(loaded.classes)} classes of {data}: "
-            "give weights that are, or let `dslib run` train it first"
+            f"{model} with weights {weights!r} is not trained for the {len(loaded.classes)} classes of {data}: give "
+            "weights that are, or let `dslib run` train it first"
         )
-    return network.to(where, memory_format=torch.channels_last), loaded  # type: ignore[call-overload]
+    return on(where, network), loaded
 
 
 def of_recipe(
     recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, trust: str | None
-) -> tuple[Any, Any, Any, Any]:
-    """A recipe's network, the data, the device, and the recipe; data of other classes are refused."""
-    import dslib
-    from dslib.measuring import pick_device
-    from dslib.training import processes
-
+) -> tuple[nn.Module, Data, dslib.Recipe]:
+    """A recipe's network, on the device, the data, and the recipe; data of other classes are refused."""
     where = processes.start(pick_device(device))
     network, found = dslib.load(recipe, trust)
     loaded = processes.first_per_machine(lambda: dslib.load_data(data, image_size or found.image_size, skip_corrupt))
     check_classes(recipe, found, data, loaded)
-    return network, loaded, where, found
+    return on(where, network), loaded, found
 
 
-def check_classes(recipe: Path, found: Recipe, data: str, loaded: Data) -> None:
+def on(device: torch.device, network: nn.Module) -> nn.Module:
+    """The network on a device, channels last."""
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def check_classes(recipe: Path, found: dslib.Recipe, data: str, loaded: Data) -> None:
     """Raise `BadModel` unless a recipe's network is for the data's classes."""
     if loaded.classes != found.classes:
         first, second = (", ".join(classes[:3]) for classes in (found.classes, loaded.classes))
@@ -170,30 +194,11 @@ def log_for(curves: Path | None, tensorboard: bool) -> Log:
     return Log(curves, tensorboard, click.echo)
 
 
-def keep_record(name: str, out: Path, config: Any, values: dict[str, Any], device: Any) -> None:
+def keep_record(name: str, out: Path, config: Any, values: Mapping[str, Any], device: torch.device) -> None:
     """Write <out>.record.json beside what a training made: command, settings, history, machine."""
-    from ..measuring import this_machine
-
     command = shlex.join(["dslib", *sys.argv[1:]])
-    record = Record(name, command, asdict(config), values, this_machine(device), commit())
+    record = Record(name, command, asdict(config), dict(values), this_machine(device), commit())
     record.save(out.with_name(f"{out.name.removesuffix('.json')}.record.json"))
-
-
-def write_record(record: Record, out: Path | None) -> None:
-    """Write a benchmark's record, if a file was given, and say so."""
-    if out is not None:
-        click.echo(f"written: {record.save(out)}")
-
-
-def _argument_texts(config: type) -> dict[str, str]:
-    """Field name -> its line under 'Args:' in the class docstring, base classes included."""
-    texts: dict[str, str] = {}
-    for kind in reversed(config.__mro__):
-        for line in (kind.__doc__ or "").partition("Args:")[2].splitlines():
-            name, colon, text = line.strip().partition(": ")
-            if colon:
-                texts.update({part.strip(): text for part in name.split(",")})
-    return texts
 
 
 def next_step(path: Path, model: str) -> str:

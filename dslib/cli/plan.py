@@ -3,89 +3,58 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+import dslib
+
+from ..calibrating import Calibrate
 from ..errors import BadConfig
 from ..measuring import this_machine
+from ..planning import pareto, plan
+from ..ranking import Importance, importance, rank
 from ..records import Record, as_words, commit
-from .options import data_options, network_options, single_option, trained_network
+from ..sites import find_sites
+from .options import call, data_options, network_options, options_of, out_option, trained_network
 
 
 @click.command("importance")
 @network_options("default")
 @data_options
-@click.option("--count", default=1024, show_default=True, help="Images to recover on, and as many for the loss.")
-@click.option("--longest", default=1, show_default=True, help="Most sites in a row to join into one convolution.")
-@click.option("--drop/--no-drop", default=False, show_default=True, help="Look at dropping mergeable blocks too.")
+@options_of(Importance)
 @click.option(
     "--labels/--no-labels",
     default=True,
     show_default=True,
     help="Loss with activations out; or divergence from the original, calibrated, no labels read.",
 )
-@single_option
-@click.option("--seed", default=0, show_default=True)
-@click.option("--out", type=Path, required=True, help="Where to write the importances (JSON).")
-def importance_command(
-    model: str,
-    weights: str,
-    options: tuple[str, ...],
-    data: str,
-    image_size: int | None,
-    skip_corrupt: bool,
-    device: str,
-    count: int,
-    longest: int,
-    drop: bool,
-    labels: bool,
-    single: bool,
-    seed: int,
-    out: Path,
-) -> None:
+@options_of(find_sites, "single")
+@out_option("Where to write the importances (JSON).")
+def importance_command(labels: bool, single: bool, out: Path, **given: Any) -> None:
     """How much worse the network gets when a site alone, or a run of sites, is removed, or a block dropped."""
-    import dslib
-    from dslib.calibrating import Calibrate
-    from dslib.ranking import Importance, importance, rank
-
-    network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
+    told = {"model": given["model"], "weights": given["weights"], "model_option": given["options"]}
+    told |= {"data": given["data"]}
+    network, data = call(trained_network, given)
     network.eval()
-    sites = dslib.find_sites(network, loaded.image_size, single)
+    sites, config = find_sites(network, data.image_size, single), Importance(**given)
     partial = out.with_suffix(".partial.json")
     if labels:
-        config = Importance(count=count, longest=longest, drop=drop, seed=seed)
-        found = importance(network, loaded, sites, config, partial=partial)
+        found = importance(network, data, sites, config, partial=partial)
     else:
-        if not count > 0:
-            raise BadConfig(f"--count: expected 1 or more, found {count}")
-        images = loaded.train.first(count, seed)
-        found = rank(network, sites, images, Calibrate(seed=seed), longest=longest, partial=partial, drop=drop)
+        images, settings = data.train.first(config.count, config.seed), Calibrate(seed=config.seed)
+        found = rank(network, sites, images, settings, longest=config.longest, partial=partial, drop=config.drop)
     click.echo(found.frame.sort_values("rank").round(4).to_string())
     for run, value in found.runs.items():
         click.echo(f"{run} as one convolution: {value:.4f}")
     for name, value in found.dropped.items():
         click.echo(f"{name} dropped: {value:.4f}")
-    given = {
-        "model": model,
-        "weights": weights,
-        "model_option": options,
-        "data": data,
-        "image_size": loaded.image_size,
-        "count": count,
-        "longest": longest,
-        "seed": seed,
-    }
-    flags = " ".join(
-        f"--{'' if on else 'no-'}{name}" for name, on in {"labels": labels, "drop": drop, "single": single}.items()
-    )
-    record = Record(
-        "importance",
-        f"dslib importance {as_words(given)} {flags}",
-        given,
-        found.as_json(),
-        this_machine(next(network.parameters()).device),
-        commit(),
-    )
+    switches = {"labels": labels, "drop": config.drop, "single": single}
+    flags = " ".join(f"--{'' if on else 'no-'}{name}" for name, on in switches.items())
+    told |= {"image_size": data.image_size, "count": config.count, "longest": config.longest, "seed": config.seed}
+    machine = this_machine(next(network.parameters()).device)
+    command = f"dslib importance {as_words(told)} {flags}"
+    record = Record("importance", command, told, found.as_json(), machine, commit())
     click.echo(f"written: {record.save(out)}")
     partial.unlink(missing_ok=True)
 
@@ -101,21 +70,19 @@ def importance_command(
     show_default=True,
     help="Merge all removed sites, as calibrate does; or leave those linear that are quicker so, as `dslib run` does.",
 )
-@click.option("--out", type=Path, help="Where to write the plan (JSON), for shrink or calibrate; default only show.")
+@out_option("Where to write the plan (JSON), for shrink or calibrate; default only show.", required=False)
 def plan_command(
     importance: Path, cost: Path, latency: float | None, speedup: float | None, merged: bool, out: Path | None
 ) -> None:
     """The plan within a latency that removes the least importance; without one, all that no other beats."""
-    import dslib
-    from dslib.planning import pareto, plan
-
     found, table = dslib.Importances.load(importance), dslib.CostTable.load(cost)
     if latency is not None and speedup is not None:
         raise BadConfig("expected one of --latency and --speedup")
-    if speedup is not None and not speedup > 0:
-        raise BadConfig(f"--speedup: expected more than 0, found {speedup}")
-    budget = table.total / speedup if speedup is not None else latency
-    if budget is None:
+    if speedup is not None:
+        if not speedup > 0:
+            raise BadConfig(f"--speedup: expected more than 0, found {speedup}")
+        latency = table.total / speedup
+    if latency is None:
         if out is not None:
             raise BadConfig("--out needs --latency or --speedup: which of the plans?")
         for one in pareto(found, table, merged):
@@ -124,7 +91,7 @@ def plan_command(
                 f"k={one.plan.mask.k}, removed: {one.plan}"
             )
         return
-    best = plan(found, table, budget, merged)
+    best = plan(found, table, latency, merged)
     predicted = table.predict(best, merged)
     times = table.total / predicted
     click.echo(f"{predicted:.2f} ms predicted, {times:.2f} times as fast; k={best.mask.k}, removed: {best}")

@@ -1,4 +1,4 @@
-"""The command line: `dslib run`, all stages in one."""
+"""The command line: `dslib run`, all stages in one, and `dslib eval`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from typing import Any
 
 import click
 
+import dslib
+
 from ..errors import BadConfig
-from ..finetuning import Finetune
 from ..records import as_options, read_json
-from ..running import CALIBRATED, FADING, Run
-from ..searching import Search
-from ..training import Log, Train
+from ..running import CALIBRATED, FADING, trial
+from ..training import Log, loss_of, predict, processes, top1
 from .options import (
+    call,
     data_options,
     network_options,
     next_step,
     of_recipe,
+    options_of,
+    out_option,
     parse_options,
-    settings,
-    tensorboard_option,
     trust_option,
 )
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
-STAGES = {"pretrain": Train, "search": Search, "finetune": Finetune}
+STAGES = {"pretrain": dslib.Run.pretrain, "search": dslib.Run.search, "finetune": FADING}  # and their defaults
 UNITS = ((3600, "s", 90), (60, "min", 90), (1, "h", float("inf")))  # an hour's number of each, and the most told so
 HEADS = {
     "accuracy": "accuracy",
@@ -50,20 +51,23 @@ def _from_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     flat["options"] = as_options(found.get("options"))
     for stage in STAGES:
         flat |= {f"{stage}_{key}": value for key, value in (found.get(stage) or {}).items() if key not in OWN}
-    known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(flat.keys() - known)
+    unknown = sorted(flat.keys() - {parameter.name for parameter in context.command.params})
     if unknown:
         raise BadConfig(f"{path}: unknown settings {', '.join(unknown)}; expected a run's config.json")
     context.default_map = {key: value for key, value in flat.items() if value is not None}
 
 
+def _stage_options(stage: str) -> Any:
+    return options_of(type(STAGES[stage]), prefix=f"{stage}-", skip=OWN, defaults=vars(STAGES[stage]))
+
+
 @click.command("run")
 @network_options("default")
 @data_options
-@settings(Run, skip=("model", "data", "weights", "image_size", "skip_corrupt", "device"))
-@settings(Train, "pretrain-", OWN, Run.pretrain)
-@settings(Search, "search-", OWN, Run.search)
-@settings(Finetune, "finetune-", OWN, FADING)
+@options_of(dslib.Run, skip=("model", "data", "weights", "image_size", "skip_corrupt", "device"))
+@_stage_options("pretrain")
+@_stage_options("search")
+@_stage_options("finetune")
 @click.option(
     "--config",
     type=Path,
@@ -73,46 +77,41 @@ def _from_file(context: click.Context, _: click.Parameter, path: Path | None) ->
     help="A run's config.json, whose settings are taken where none is given here.",
 )
 @click.option("--dry-run", is_flag=True, help="Try a few steps of each training and tell what the run would take.")
-@tensorboard_option
-@click.option("--out", type=Path, help="Folder for everything that the run makes.")
-def run_command(
-    out: Path | None, options: tuple[str, ...], boundary: str | None, dry_run: bool, tensorboard: bool, **given: Any
-) -> None:
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's curves too.")
+@out_option("Folder for everything that the run makes.", required=False)
+def run_command(out: Path | None, dry_run: bool, tensorboard: bool, **given: Any) -> None:
     """All three stages: search, finetune, merge, and a table of what was gained. Run again to go on.
 
     With --calibrate the finetuning is gentle by default: few epochs, a small rate, no augmentation, BatchNorm frozen.
     Started by torchrun or accelerate launch, all processes train together.
     """
-    import dslib
-    from dslib.training import processes
+    config, say = _config(**given), Log(echo=click.echo).say
+    if dry_run:
+        rows = trial(config).rename(columns={"hours": "time", "GPU-hours": "GPU-time"})
+        say(rows.to_string(float_format="{:.3g}".format, formatters={"time": as_time, "GPU-time": as_time}))
+    elif out is None:
+        raise BadConfig("--out: expected a folder for what the run makes; found none")
+    else:
+        record = dslib.run(config, out, click.echo, tensorboard)
+        say(table(record.values))
+        say(f"written: {out}\n{next_step(out / 'merged.json', config.model)}")
+    processes.finish()
 
+
+def _config(options: tuple[str, ...], boundary: str | None, **given: Any) -> dslib.Run:
+    """A run's settings, from the command's options."""
     if given["calibrate"]:
         source = click.get_current_context().get_parameter_source
-        for field in fields(Finetune):
+        for field in fields(CALIBRATED):
             name = f"finetune_{field.name}"
             if name in given and source(name) == click.core.ParameterSource.DEFAULT:
                 given[name] = getattr(CALIBRATED, field.name)
-    stages: dict[str, Any] = {
-        stage: kind(**{f.name: given.pop(f"{stage}_{f.name}") for f in fields(kind) if f"{stage}_{f.name}" in given})
-        for stage, kind in STAGES.items()
-    }
-    boundary = None if boundary in (None, "none") else boundary
-    config = dslib.Run(options=parse_options(options), boundary=boundary, **stages, **given)
-    say = Log(echo=click.echo).say
-    if dry_run:
-        from dslib.running import trial
-
-        rows = trial(config).rename(columns={"hours": "time", "GPU-hours": "GPU-time"})
-        say(rows.to_string(float_format="{:.3g}".format, formatters={"time": as_time, "GPU-time": as_time}))
-        processes.finish()
-        return
-    if out is None:
-        raise BadConfig("--out: expected a folder for what the run makes; found none")
-    assert out is not None
-    record = dslib.run(config, out, click.echo, tensorboard)
-    say(table(record.values))
-    say(f"written: {out}\n{next_step(out / 'merged.json', config.model)}")
-    processes.finish()
+    stages: dict[str, Any] = {}
+    for stage, default in STAGES.items():
+        names = [field.name for field in fields(default) if f"{stage}_{field.name}" in given]
+        stages[stage] = type(default)(**{name: given.pop(f"{stage}_{name}") for name in names})
+    boundary = None if boundary == "none" else boundary
+    return dslib.Run(options=parse_options(options), boundary=boundary, **stages, **given)
 
 
 @click.command("eval")
@@ -120,19 +119,13 @@ def run_command(
 @data_options
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
 @trust_option
-def eval_command(
-    recipe: Path, data: str, image_size: int | None, skip_corrupt: bool, device: str, batch_size: int, trust: str | None
-) -> None:
+def eval_command(batch_size: int, **given: Any) -> None:
     """Accuracy of a network (RECIPE, from any other command) on a dataset's validation split."""
-    import dslib
-    from dslib.training import processes
-
-    network, loaded, where = of_recipe(recipe, data, image_size, skip_corrupt, device, trust)[:3]
-    logits = dslib.training.evaluating.predict(network.to(where), loaded.val, batch_size)
-    accuracy = dslib.training.evaluating.top1(logits, loaded.val)
-    loss = dslib.training.evaluating.loss_of(logits, loaded.val)
+    network, data, _ = call(of_recipe, given)
+    logits = predict(network, data.val, batch_size)
+    accuracy, loss = top1(logits, data.val), loss_of(logits, data.val)
     Log(echo=click.echo).say(
-        f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(loaded.val)} images of {loaded.image_size} px"
+        f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(data.val)} images of {data.image_size} px"
     )
     processes.finish()
 

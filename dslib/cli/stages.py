@@ -1,4 +1,4 @@
-"""The command line's stages one by one; options of a stage derive from the fields of its settings."""
+"""The command line: the stages one by one."""
 
 from __future__ import annotations
 
@@ -7,79 +7,57 @@ from typing import Any
 
 import click
 
+import dslib
+
 from ..errors import BadConfig
-from ..finetuning import Finetune
-from ..measuring import PRECISIONS
-from ..searching import Search
+from ..saving import activation
+from ..sites import find_sites
 from ..training import claimed, processes, remove_state
 from .options import (
+    call,
     check_classes,
     data_options,
     device_option,
-    image_size_option,
     keep_record,
     log_for,
     log_options,
+    network_of,
     network_options,
     next_step,
     of_recipe,
+    on,
+    options_of,
+    out_option,
     parse_options,
-    runtime_option,
-    settings,
-    single_option,
     trained_network,
     trust_option,
 )
 
+recipe_argument = click.argument("recipe", type=Path)
+plan_option = click.option("--mask", "--plan", "plan_file", type=Path, help="A mask's or plan's JSON.")
+
 
 @click.command("sites")
 @network_options()
-@image_size_option
-def sites_command(model: str, weights: str, options: tuple[str, ...], image_size: int) -> None:
+@options_of(find_sites, "image_size")
+def sites_command(image_size: int, **given: Any) -> None:
     """Print a network's sites, and why those that cannot be merged cannot."""
-    import dslib
-
-    network = dslib.load_model(model, None, weights, parse_options(options)).model
-    click.echo(repr(dslib.find_sites(network, image_size)))
+    click.echo(repr(find_sites(call(network_of, given), image_size)))
 
 
 @click.command("profile")
 @network_options()
-@image_size_option
-@click.option("--batch-size", default=32, show_default=True)
-@click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
+@options_of(find_sites, "image_size", "single")
+@options_of(dslib.profile, "batch_size", "runtime", "precision", "longest", defaults={"precision": "float32"})
+@options_of(dslib.Run, "boundary")
 @device_option
-@runtime_option
-@click.option("--precision", type=click.Choice(list(PRECISIONS)), default="float32", show_default=True)
-@click.option("--longest", default=1, show_default=True, help="Most sites in a row to measure as one convolution.")
-@single_option
-@click.option("--mask", "--plan", "plan_file", type=Path, help="A mask's or plan's JSON, to predict its latency.")
-@click.option("--out", type=Path, help="Where to keep the table as JSON.")
-def profile_command(
-    model: str,
-    weights: str,
-    options: tuple[str, ...],
-    image_size: int,
-    batch_size: int,
-    boundary: str | None,
-    device: str,
-    runtime: str,
-    precision: str,
-    longest: int,
-    single: bool,
-    plan_file: Path | None,
-    out: Path | None,
-) -> None:
+@plan_option
+@out_option("Where to keep the table as JSON.", required=False)
+def profile_command(boundary: str | None, plan_file: Path | None, out: Path | None, **given: Any) -> None:
     """Measure each site kept, linear and merged on this device."""
-    import dslib
-    from dslib.measuring import pick_device
-    from dslib.saving import activation
-
-    network = dslib.load_model(model, None, weights, parse_options(options)).model.to(pick_device(device))
-    sites = dslib.find_sites(network, image_size, single)
-    table = dslib.profile(
-        network, sites, batch_size, activation(boundary), runtime=runtime, precision=precision, longest=longest
-    )
+    network = call(network_of, given)
+    sites = find_sites(network, given.pop("image_size"), given.pop("single"))
+    table = dslib.profile(network, sites, boundary=activation(boundary), **given)
     click.echo(table.frame.round(3).to_string())
     click.echo(
         f"whole network {table.total:.2f} ms; ms per batch of {table.batch_size}; {table.device}, {table.runtime}"
@@ -97,78 +75,47 @@ def profile_command(
 @click.command("search")
 @network_options()
 @data_options
-@settings(Search)
-@single_option
+@options_of(dslib.Search)
+@options_of(find_sites, "single")
 @log_options
 @click.option("--cost", type=Path, help="Cost table from `dslib profile --out`; needed for --latency-weight.")
-@click.option("--out", type=Path, required=True, help="Where to write the search (JSON).")
-def search_command(
-    model: str,
-    weights: str,
-    options: tuple[str, ...],
-    data: str,
-    image_size: int | None,
-    skip_corrupt: bool,
-    device: str,
-    single: bool,
-    cost: Path | None,
-    curves: Path | None,
-    tensorboard: bool,
-    out: Path,
-    **given: Any,
-) -> None:
+@out_option("Where to write the search (JSON).")
+def search_command(single: bool, cost: Path | None, out: Path, **given: Any) -> None:
     """Stage 1: learn every site's importance, and with it a mask for every k."""
-    import dslib
-
-    log = log_for(curves, tensorboard)
-    network, loaded = trained_network(model, weights, options, data, image_size, skip_corrupt, device)
+    log = call(log_for, given)
+    network, data = call(trained_network, given)
     costs = dslib.CostTable.load(cost) if cost else None
-    sites = dslib.find_sites(network, loaded.image_size, single)
-    config = dslib.Search(**given)
+    sites, config = find_sites(network, data.image_size, single), dslib.Search(**given)
     with claimed(out):
-        found = dslib.search(network, loaded, sites, costs, config, _partial(out), log)
+        found = dslib.search(network, data, sites, costs, config, _partial(out), log)
         processes.on_rank_zero(lambda: found.save(out))
         processes.on_rank_zero(lambda: keep_record("search", out, config, {}, next(network.parameters()).device))
         processes.on_rank_zero(lambda: remove_state(_partial(out)))
-    log.say(f"{found.frame.to_string()}\n{found.mask(given['k'])!r}")
+    log.say(f"{found.frame.to_string()}\n{found.mask(config.k)!r}")
     processes.finish()
 
 
 @click.command("shrink")
 @network_options()
-@click.option("--search", "search_file", type=Path, help="Result of `dslib search`; needs --k.")
+@click.option("--search", type=Path, help="Result of `dslib search`; needs --k.")
 @click.option("--k", type=int, help="Sites to keep.")
-@click.option("--mask", "--plan", "mask_file", type=Path, help="A mask's or plan's JSON, for --search and --k.")
+@plan_option
 @click.option("--data", required=True, help="The dataset, for the classes.")
-@click.option("--image-size", type=int, help="Side in pixels.")
-@click.option("--boundary", help="Boundary activation, e.g. ReLU6.")
-@click.option("--hoist/--no-hoist", default=True, show_default=True, help="Move padding to each block's input.")
-@click.option("--out", type=Path, required=True, help="Recipe to write (.json; the weights go beside it).")
-def shrink_command(
-    model: str,
-    weights: str,
-    options: tuple[str, ...],
-    search_file: Path | None,
-    k: int | None,
-    mask_file: Path | None,
-    data: str,
-    image_size: int | None,
-    boundary: str | None,
-    hoist: bool,
-    out: Path,
-) -> None:
+@options_of(dslib.load_data, "image_size")
+@options_of(dslib.Run, "boundary")
+@options_of(dslib.shrink, "hoist")
+@out_option("Recipe to write (.json; the weights go beside it).")
+def shrink_command(boundary: str | None, hoist: bool, out: Path, **given: Any) -> None:
     """Take the activations of the removed sites out; weights stay."""
-    import dslib
-    from dslib.saving import activation
-
-    network, loaded = trained_network(model, weights, options, data, image_size, False, "cpu")
-    plan = _plan(search_file, k, mask_file)
-    small = dslib.shrink(network, plan, activation(boundary), loaded.image_size, hoist)
+    model, options = given["model"], parse_options(given["options"])
+    network, data = call(trained_network, given)
+    plan = _plan(**given)
+    small = dslib.shrink(network, plan, activation(boundary), data.image_size, hoist)
     recipe = dslib.Recipe(
         model,
-        loaded.classes,
-        loaded.image_size,
-        parse_options(options),
+        data.classes,
+        data.image_size,
+        options,
         dict(plan.mask),
         boundary,
         runs=tuple(map(tuple, plan.runs)),
@@ -179,47 +126,28 @@ def shrink_command(
 
 
 @click.command("finetune")
-@click.argument("recipe", type=Path)
+@recipe_argument
 @data_options
-@settings(Finetune)
+@options_of(dslib.Finetune)
 @log_options
 @click.option("--teacher", type=Path, help="Recipe of the unshrunk network.")
 @click.option("--teacher-weights", help="Or its weights: default, or a file.")
 @trust_option
-@click.option("--out", type=Path, required=True, help="Recipe to write.")
-def finetune_command(
-    recipe: Path,
-    data: str,
-    image_size: int | None,
-    skip_corrupt: bool,
-    device: str,
-    teacher: Path | None,
-    teacher_weights: str | None,
-    trust: str | None,
-    curves: Path | None,
-    tensorboard: bool,
-    out: Path,
-    **given: Any,
-) -> None:
+@out_option("Recipe to write.")
+def finetune_command(teacher: Path | None, teacher_weights: str | None, out: Path, **given: Any) -> None:
     """Stage 2: recover accuracy of a shrunk network (RECIPE, from `dslib shrink`)."""
-    import torch
-
-    import dslib
-
-    log, form = log_for(curves, tensorboard), {"memory_format": torch.channels_last}
-    small, loaded, where, found = of_recipe(recipe, data, image_size, skip_corrupt, device, trust)
-    guide = None
+    log, dataset, trust = call(log_for, given), given["data"], given["trust"]
+    small, data, found = call(of_recipe, given)
+    config, where, guide = dslib.Finetune(**given), next(small.parameters()).device, None
     if teacher is not None:
         guide, of_guide = dslib.load(teacher, trust)
-        check_classes(teacher, of_guide, data, loaded)
+        check_classes(teacher, of_guide, dataset, data)
     elif teacher_weights is not None:
-        guide = dslib.load_model(found.model, loaded.classes, teacher_weights, found.options).model
+        guide = dslib.load_model(found.model, data.classes, teacher_weights, found.options).model
     with claimed(out):
-        guide = guide if guide is None else guide.to(where, **form)
-        config = dslib.Finetune(**given)
-        done = dslib.finetune(small.to(where, **form), loaded, guide, config, _partial(out), log)
+        done = dslib.finetune(small, data, guide if guide is None else on(where, guide), config, _partial(out), log)
         processes.on_rank_zero(lambda: dslib.save(out, done.model, found))
-        accuracy = dslib.evaluate(done.model, loaded.val)
+        accuracy = dslib.evaluate(done.model, data.val)
         values = {"accuracy": accuracy, "history": done.history}
         processes.on_rank_zero(lambda: keep_record("finetune", out, config, values, where))
         processes.on_rank_zero(lambda: remove_state(_partial(out)))
@@ -228,14 +156,12 @@ def finetune_command(
 
 
 @click.command("merge")
-@click.argument("recipe", type=Path)
+@recipe_argument
 @click.option("--border-size", type=int, help="Shrunk with --no-hoist: a bias per position, for this image size only.")
 @trust_option
-@click.option("--out", type=Path, required=True, help="Recipe to write.")
+@out_option("Recipe to write.")
 def merge_command(recipe: Path, border_size: int | None, trust: str | None, out: Path) -> None:
     """Stage 3: merge every removed site of a shrunk network (RECIPE) into one convolution."""
-    import dslib
-
     small, found = dslib.load(recipe, trust)
     merged, written = found.merge_into(small, border_size=border_size)
     click.echo(f"merged {len(written.merged)} sites; written: {dslib.save(out, merged, written)}")
@@ -243,26 +169,22 @@ def merge_command(recipe: Path, border_size: int | None, trust: str | None, out:
 
 
 @click.command("export")
-@click.argument("recipe", type=Path)
+@recipe_argument
 @click.option("--image-size", type=int, help="Side in pixels; default the recipe's.")
 @trust_option
-@click.option("--out", type=Path, required=True, help="File to write: .onnx (opset 18, one file) or .pt2.")
+@out_option("File to write: .onnx (opset 18, one file) or .pt2.")
 def export_command(recipe: Path, image_size: int | None, trust: str | None, out: Path) -> None:
     """Write a network (RECIPE) for other programs to run; the file is loaded again and compared first."""
-    import dslib
-
     network, found = dslib.load(recipe, trust)
     click.echo(f"written: {dslib.export(network, out, image_size or found.image_size)}")
 
 
-def _plan(search_file: Path | None, k: int | None, mask_file: Path | None) -> Any:
-    import dslib
-
-    if mask_file is not None and search_file is None and k is None:
-        return dslib.Plan.load(mask_file)
-    if search_file is None or k is None or mask_file is not None:
+def _plan(search: Path | None, k: int | None, plan_file: Path | None) -> dslib.Plan:
+    if plan_file is not None and search is None and k is None:
+        return dslib.Plan.load(plan_file)
+    if search is None or k is None or plan_file is not None:
         raise BadConfig("expected either --mask (--plan), or --search with --k")
-    return dslib.Plan(dslib.Importances.load(search_file).mask(k))
+    return dslib.Plan(dslib.Importances.load(search).mask(k))
 
 
 def _partial(out: Path) -> Path:

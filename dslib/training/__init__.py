@@ -12,7 +12,7 @@ watching       What watches a training.
 """
 
 from . import processes
-from .evaluating import batchnorm_drift, evaluate, loss_on, predict, recalibrate_batchnorm, top1
+from .evaluating import batchnorm_drift, evaluate, loss_of, loss_on, predict, recalibrate_batchnorm, top1
 from .expanding import Boost, boost, contract, expand
 from .feeding import resident
 from .loop import Trained, cross_entropy, groups, train
