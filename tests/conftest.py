@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,16 +195,28 @@ def one_line(err: str) -> str:
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in tmp_path; gives the one line that it is refused with."""
+def cli(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in tmp_path; gives its output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
 
     def run(*words) -> str:
         monkeypatch.setattr(sys, "argv", ["dslib", *map(str, words)])
         capsys.readouterr()
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(cli, capsys):
+    """The same for a command that is refused; gives the one line that says why."""
+
+    def run(*words) -> str:
         with pytest.raises(SystemExit) as stop:
-            main()
+            cli(*words)
         assert stop.value.code == 2
         return one_line(capsys.readouterr().err)
 

@@ -1,25 +1,19 @@
-"""What a site matters, with labels and without, and `dslib calibrate`, which ranks by it."""
+"""What a site matters, with labels and without."""
 
 import copy
 import json
-import re
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MODEL, Tiny, call, photos
-from PIL import Image
+from conftest import photos
 from torch import nn
 
 import dslib
-from dslib import planning
 from dslib.algebra.padding import InteriorBatchNorm2d
 from dslib.calibrating import Calibrate, calibrate, logits_of
 from dslib.errors import BadConfig
-from dslib.models.weights import save_tensors
 from dslib.ranking import Importance, Importances, agreement, divergence, importance, rank
-from dslib.records import Record
 from dslib.training.evaluating import batchnorm_drift, recalibrate_batchnorm
 
 
@@ -153,127 +147,6 @@ def test_hoisted_padding_is_no_drift():
     drift = batchnorm_drift(nn.Sequential(norm, nn.Conv2d(3, 3, 1)), images)
     assert drift["mean"].max() < 1e-3
     assert drift["spread"].sub(1).abs().max() < 1e-2
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """`dslib calibrate`, or another, in this process, in tmp_path, for a trained Tiny; gives its output."""
-    from dslib.cli.app import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
-
-    def run(*words, name="calibrate") -> str:
-        given = (name, "--model", "conftest:Tiny", "--weights", "tiny.safetensors", "--device", "cpu")
-        monkeypatch.setattr(sys, "argv", ["dslib", *given, *map(str, words)])
-        main()
-        return capsys.readouterr().out
-
-    return run
-
-
-def write_photos(folder, count):
-    for i in range(count):
-        path = folder / str(i % 3) / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.effect_noise((40, 30), 80).convert("RGB").save(path)
-
-
-def test_a_folder_of_photos_is_enough(tmp_path, command):
-    write_photos(tmp_path / "photos", 12)
-    words = ("--images", "photos", "--image-size", 32, "--k", 1, "--rank-count", 8, "--out", "net.json")
-    out = command(*words, "--ranking", "ranking.json", "--no-refit")
-    assert "k=1 of 3" in out
-    assert "agrees with the original on" in out
-    model, recipe = dslib.load(tmp_path / "net.json", "conftest:Tiny")
-    assert len(recipe.merged) == 2
-    assert not dslib.unmerged(model)
-    assert Importances.load(tmp_path / "ranking.json").mask(1) == dslib.Mask(recipe.mask)
-    (tmp_path / "photos" / "0" / "broken.png").write_bytes(b"no image")
-    with pytest.raises(SystemExit):
-        command(*words)
-    assert "k=1 of 3" in command(*words, "--skip-corrupt")
-
-
-def test_a_warning_is_one_line_and_a_ranking_says_it_once(tmp_path):
-    save_tensors(tmp_path / "tiny.safetensors", dslib.load_model("conftest:Tiny").model.state_dict())
-    write_photos(tmp_path / "photos", 4)
-    words = ("--weights", "tiny.safetensors", "--images", "photos", "--count", 4, "--image-size", 16, "--k", 0)
-    status, _, err = call("calibrate", *MODEL[:2], *map(str, words), "--out", "net.json", cwd=tmp_path)
-    assert status == 0, err
-    told = re.findall(r"^.*(?:warn|\.py).*$", err, re.MULTILINE | re.IGNORECASE)
-    assert set(told) == {
-        "warning: 4 images have fewer positions than some convolutions have weights to fit: give more images"
-    }
-    assert len(told) <= 2  # of the ranking's four calibrations, and of the last one
-
-
-@pytest.mark.parametrize("labels", ["--labels", "--no-labels"])
-def test_importances_on_the_command_line(tmp_path, command, labels):
-    words = ("--data", "digits", "--image-size", 16, "--count", 64, "--longest", 2, "--drop", labels)
-    out = command(*words, "--out", "found.json", name="importance")
-    found = Importances.load(tmp_path / "found.json")
-    assert set(found.scores) == {f"blocks.{i}" for i in range(3)}
-    assert f"blocks.0+blocks.1 as one convolution: {found.runs['blocks.0+blocks.1']:.4f}" in out
-    assert f"blocks.2 dropped: {found.dropped['blocks.2']:.4f}" in out
-    assert "--drop" in Record.load(tmp_path / "found.json").command.split()
-    with pytest.raises(SystemExit):
-        command(*words, "--count", 0, "--out", "other.json", name="importance")
-    assert not (tmp_path / "other.json").exists()
-
-
-def test_a_labelled_dataset_and_a_mask(tmp_path, command, monkeypatch, capsys):
-    dslib.find_sites(Tiny(), 32).mask(["blocks.1"]).save(tmp_path / "mask.json")
-    out = command("--images", "digits", "--count", 128, "--mask", "mask.json", "--out", "net.json")
-    assert "accuracy" in out
-    assert dslib.load(tmp_path / "net.json", "conftest:Tiny")[1].classes == tuple("0123456789")
-    mask = dslib.Mask.load(tmp_path / "mask.json")
-    monkeypatch.setattr(planning, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (1.5, 1.4, 1.6)))
-    out = command("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json")
-    assert "1.50 times as fast as the original (quartiles 1.40 to 1.60; eager, channels_last, float32)" in out
-    found = []
-    monkeypatch.setattr(
-        planning,
-        "for_speedup",
-        lambda *given, **_: (
-            found.append(given[1])
-            or (dslib.Plan(dslib.Mask({**mask, "blocks.0": False}), dropped=["blocks.0"]), (1.5, 1.4, 1.6))
-        ),
-    )
-    words = ("--images", "digits", "--count", 64, "--speedup", 1.4, "--out", "fast.json", "--ranking", "ranks.json")
-    out = command(*words, "--drop")
-    assert "ranking 3 sites on 64 photos, 6 calibrations" in out
-    assert "k=1 of 3, removed: blocks.2; dropped: blocks.0" in out
-    assert list(found[-1].dropped) == ["blocks.0", "blocks.2"]
-    command(*words)  # the same ranking
-    assert found[-1].dropped == {}
-    replace(found[-1]).save(tmp_path / "ranks.json")
-    with pytest.raises(SystemExit):
-        command(*words, "--drop")
-    assert "says nothing of whole blocks: remove it, to rank anew" in capsys.readouterr().err
-    monkeypatch.setattr("dslib.cli.calibrate.droppable", lambda *_: ())
-    assert "ranking: taken from" in command(*words, "--drop")  # there is nothing to be said
-    assert dslib.Mask(dslib.load(tmp_path / "fast.json", "conftest:Tiny")[1].mask) == mask
-    for words in (
-        ("--images", "digits"),
-        ("--images", "digits", "--k", 1, "--speedup", 2),
-        ("--images", tmp_path, "--k", 1),
-        ("--images", "digits", "--k", 7),
-        ("--images", "digits", "--k", 1, "--drop"),
-    ):
-        with pytest.raises(SystemExit):
-            command(*words, "--out", "other.json")
-    assert not (tmp_path / "other.json").exists()
-
-
-def test_a_plan_that_drops_a_block_is_calibrated(tmp_path, command):
-    mask = dslib.find_sites(Tiny(), 32).mask(["blocks.1"])
-    dslib.Plan(mask, dropped=["blocks.2"]).save(tmp_path / "plan.json")
-    command("--images", "digits", "--count", 128, "--plan", "plan.json", "--out", "net.json")
-    network, recipe = dslib.load(tmp_path / "net.json", "conftest:Tiny")
-    assert (recipe.dropped, recipe.merged) == (("blocks.2",), ("blocks.0",))
-    assert isinstance(network.blocks[2], nn.Identity)
 
 
 def test_an_interrupted_importance_goes_on(tiny, digits, tmp_path, monkeypatch):
