@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dslib
-from dslib.cli.app import main
+from dslib.cli.verbs import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(sys.executable).with_name("dslib")

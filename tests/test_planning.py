@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dslib
 from dslib import planning
-from dslib.cli.app import app
+from dslib.cli.verbs import app
 from dslib.errors import BadConfig, BadRecord, DslibError, MaskMismatch
 from dslib.measuring.latency import Timing
 from dslib.models.weights import save_tensors

@@ -49,7 +49,7 @@ NETWORK = (
     "cpu",
 )
 BEGINNING = 1.0  # seconds before a training makes its first step
-COMMAND = (sys.executable, "-c", "from dslib.cli.app import main; main()")
+COMMAND = (sys.executable, "-c", "from dslib.cli.verbs import main; main()")
 
 
 def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callable[[str], object] = print) -> Record:

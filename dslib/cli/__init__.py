@@ -1,6 +1,5 @@
 """The command line: options, a call of the package, and what it gave, printed. Listing the commands needs no torch.
 
-app            The command line as a whole: its verbs, and how what goes wrong is told.
 bench          The benchmarks.
 calibrate      `dslib calibrate`, for people without labels.
 lazy           Groups of commands that are imported only when one is run.
@@ -8,6 +7,7 @@ options        Options, derived from what they are given to.
 plan           `dslib importance` and `dslib plan`.
 run            `dslib run`, all stages in one, and `dslib eval`.
 stages         The stages one by one.
+verbs          The command line as a whole: its verbs, and how what goes wrong is told.
 """
 
-from .app import app, main
+from .verbs import app, main
