@@ -328,9 +328,10 @@ def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
     try:
         _check_graph(block, input_shape, name)
         whole = merged_shape([ghost], [name], [input_shape])
+        (k_v, k_h), (s_v, s_h) = whole.kernel, whole.stride
     except (NotMergeable, NotTraceable) as error:
         return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
-    return Site(name, activations, input_shape, convolutions, whole.weight.shape[0], whole.kernel, whole.stride, ended)
+    return Site(name, activations, input_shape, convolutions, len(whole.weight), (k_v, k_h), (s_v, s_h), ended)
 
 
 def _check_graph(block: nn.Module, input_shape: Shape, name: str) -> None:

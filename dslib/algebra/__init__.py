@@ -1,44 +1,38 @@
 """Blocks as affine maps: what each layer is, how they compose, and what happens at the border.
 
-affine         Affine maps on feature maps, and their algebra: compose, add, pad.
-blocks         A network's blocks.
-folding        Folding.
-graphs         Questions about a traced block.
-interpreting   Running a traced block on an `Affine` in place of a tensor.
-layers         Layers as affine maps.
-merged_block   What a merged block is as a module.
-padding        Hoisting: move a block's inner zero padding to the block's input, so that merging is exact.
-tracing        Blocks as graphs: recording what a block does, and refusing what a graph would not show.
+affine         affine maps on feature maps and their algebra: compose, add, concatenate, pad
+layers         each layer as an affine map, or why it is none
+tracing        a block as a graph over its own layers; what a graph would not show is refused
+graphs         questions about a traced block: its activations, its end, what comes after
+padding        what makes a merge exact at the border: inner padding is hoisted to the block's input
+interpreting   a traced block run on an affine map in place of a feature map
+linear         blocks made linear: activations out, padding hoisted, one or several in a row
+merged_block   the merged convolution as a module, with what its border needs
+folding        what has no activation inside becomes one convolution: BatchNorm, RepVGG, MobileOne
+blocks         which blocks a network has, and which may be merged together or dropped
+forward        what one forward pass of a network shows; hooks
 """
 
 from . import affine
 from .affine import NO_PADDING, Affine, Pair
 from .blocks import (
-    SITE_KEY,
-    Shape,
-    TakeOut,
-    channels_of,
     check_runs,
     check_weights,
+    count_of,
     droppable,
-    ghost_of,
-    in_channels,
-    input_shapes,
     is_foldable,
-    linear_blocks,
-    merged_shape,
     shared_modules,
     single_activations,
     site_names,
     structure_of,
 )
 from .folding import fold
+from .forward import Call, Shape, dtype_of, ghost_of, hooked, in_channels, input_shapes
 from .graphs import (
     BOUNDARY,
     after,
     ancestors,
     bypass,
-    dtype_of,
     first_conv,
     is_activation,
     is_activation_module,
@@ -50,6 +44,7 @@ from .graphs import (
 )
 from .interpreting import Seen, interpret_run, linear_part, macs_of, ones_response, start_of
 from .layers import free_layers, from_batchnorm, padding_of
+from .linear import SITE_KEY, TakeOut, channels_of, linear_blocks, merged_shape
 from .merged_block import BorderBias, MergedBlock, OnesChannel, merged_block
 from .padding import InteriorBatchNorm2d
 from .tracing import trace

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..errors import NotMergeable
 
-Pair = tuple[int, int]
-Sides = tuple[int, int, int, int]
+Pair = tuple[int, ...]  # (vertical, horizontal)
+Sides = tuple[int, ...]  # (left, right, top, bottom), as in `F.pad`
 NO_PADDING: Sides = (0, 0, 0, 0)
 
 
@@ -32,7 +32,7 @@ class Affine:
         bias: (C_out,), or None for exactly zero (known without looking at values, so also on `meta`).
         stride: output step in input pixels, (vertical, horizontal).
         dilation: step between kernel taps in input pixels, (vertical, horizontal).
-        padding: zeros put around the input, (left, right, top, bottom) as in `F.pad`; negative crops.
+        padding: zeros put around the input, (left, right, top, bottom); negative crops.
         groups: number of blocks on the diagonal of the channel map.
     """
 
@@ -46,7 +46,7 @@ class Affine:
     @property
     def kernel(self) -> Pair:
         """Kernel size in taps, (vertical, horizontal)."""
-        return self.weight.shape[2], self.weight.shape[3]
+        return tuple(self.weight.shape[2:])
 
     @property
     def pointwise(self) -> bool:
@@ -88,7 +88,7 @@ def compose(first: Affine, second: Affine) -> Affine:
     groups = gcd(first.groups, second.groups)
     kernel, dilation, step = _common_dilation(regroup(first, groups), second)
     weight = _full_convolution(kernel, second.weight, second.groups, step)
-    stride = (first.stride[0] * second.stride[0], first.stride[1] * second.stride[1])
+    stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
     return Affine(weight, _composed_bias(first, second), stride, dilation, first.padding, groups)
 
 
@@ -128,9 +128,8 @@ def stack_inputs(a: Affine, b: Affine) -> Affine:
 
 def select(affine: Affine, channels: Sequence[int]) -> Affine:
     """The map that gives only these output channels, in this order."""
-    index = torch.tensor(channels, device=affine.weight.device)
-    bias = None if affine.bias is None else affine.bias[index]
-    return replace(regroup(affine, 1), weight=regroup(affine, 1).weight[index], bias=bias)
+    whole, index = regroup(affine, 1), torch.tensor(channels, device=affine.weight.device)
+    return replace(whole, weight=whole.weight[index], bias=None if whole.bias is None else whole.bias[index])
 
 
 def scale(affine: Affine, factor: Tensor) -> Affine:
@@ -180,10 +179,18 @@ def pad_output(affine: Affine, sides: Sides) -> Affine:
 
 def pad_input(affine: Affine, sides: Sides) -> Affine:
     """The map whose output is `affine`'s, extended by `sides` as if the input went on with zeros."""
-    v, h = affine.stride
-    steps = (h, h, v, v)
-    grown = [old + side * step for old, side, step in zip(affine.padding, sides, steps, strict=True)]
-    return replace(affine, padding=(grown[0], grown[1], grown[2], grown[3]))
+    return replace(affine, padding=add_sides(affine.padding, scale_sides(sides, affine.stride)))
+
+
+def add_sides(a: Sides, b: Sides) -> Sides:
+    """Padding by `a`, then by `b`."""
+    return tuple(one + other for one, other in zip(a, b, strict=True))
+
+
+def scale_sides(sides: Sides, stride: Pair) -> Sides:
+    """How far a map's input goes on so that its output goes on by `sides`."""
+    (left, right, top, bottom), (v, h) = sides, stride
+    return (left * h, right * h, top * v, bottom * v)
 
 
 def regroup(affine: Affine, groups: int) -> Affine:
@@ -196,10 +203,6 @@ def regroup(affine: Affine, groups: int) -> Affine:
     diagonal = torch.eye(ratio, dtype=affine.weight.dtype, device=affine.weight.device)
     weight = (blocks * diagonal.reshape(1, ratio, 1, ratio, 1, 1, 1)).reshape(c_out, ratio * c_in, *kernel)
     return replace(affine, weight=weight, groups=groups)
-
-
-def _c_in(affine: Affine) -> int:
-    return affine.weight.shape[1] * affine.groups
 
 
 def _slack(affine: Affine) -> Pair:
@@ -223,16 +226,16 @@ def _undilated(affine: Affine) -> Affine:
 
 
 def _common_dilation(first: Affine, second: Affine) -> tuple[Tensor, Pair, Pair]:
-    """First kernel, result dilation, and the second kernel's step, all in one common tap distance."""
-    common, spread, step = [], [], []
+    """The first kernel spread, the result's dilation, and the second kernel's step, all in one distance of taps."""
+    dilation, spread, step = [], [], []
     for axis in (0, 1):
         own = first.dilation[axis] if first.kernel[axis] > 1 else 0
         other = second.dilation[axis] * first.stride[axis] if second.kernel[axis] > 1 else 0
         unit = gcd(own, other) or 1
-        common.append(unit)
+        dilation.append(unit)
         spread.append(max(own // unit, 1))
         step.append(max(other // unit, 1))
-    return _spread(first.weight, spread[0], spread[1]), (common[0], common[1]), (step[0], step[1])
+    return _spread(first.weight, *spread), tuple(dilation), tuple(step)
 
 
 def _full_convolution(first: Tensor, second: Tensor, groups: int, step: Pair) -> Tensor:
@@ -263,8 +266,9 @@ def _composed_bias(first: Affine, second: Affine) -> Tensor | None:
 
 
 def _check_same_input(a: Affine, b: Affine) -> None:
-    if _c_in(a) != _c_in(b):
-        raise NotMergeable(f"cannot join branches that read {_c_in(a)} and {_c_in(b)} channels")
+    channels = [m.weight.shape[1] * m.groups for m in (a, b)]
+    if channels[0] != channels[1]:
+        raise NotMergeable(f"cannot join branches that read {channels[0]} and {channels[1]} channels")
 
 
 def _aligned(maps: Sequence[Affine], groups: int) -> list[Affine]:
@@ -279,16 +283,20 @@ def _aligned(maps: Sequence[Affine], groups: int) -> list[Affine]:
                 f"{first.padding}, and kernel {other.kernel} padding {other.padding}"
             )
     plain = [_undilated(regroup(m, groups)) for m in maps]
-    left, top = max(m.padding[0] for m in plain), max(m.padding[2] for m in plain)
-    end_h, end_v = (max(m.kernel[axis] - m.padding[2 - 2 * axis] for m in plain) for axis in (1, 0))
-    return [_grown(m, left, top, end_v, end_h) for m in plain]
+    reaches = [_reach(m) for m in plain]
+    frame = [max(sides) for sides in zip(*reaches, strict=True)]
+    return [
+        _framed(m, tuple(f - r for f, r in zip(frame, reach, strict=True)))
+        for m, reach in zip(plain, reaches, strict=True)
+    ]
 
 
-def _grown(affine: Affine, left: int, top: int, end_v: int, end_h: int) -> Affine:
-    """The same map, its kernel framed by zeros: from `top` pixels above its own place to `end_v` below, ..."""
-    k_v, k_h = affine.kernel
-    before_h, before_v = left - affine.padding[0], top - affine.padding[2]
-    after_v, after_h = end_v + top - before_v - k_v, end_h + left - before_h - k_h
-    weight = F.pad(affine.weight, (before_h, after_h, before_v, after_v))
-    padding = (left, affine.padding[1] + after_h, top, affine.padding[3] + after_v)
-    return replace(affine, weight=weight, padding=padding)
+def _reach(affine: Affine) -> Sides:
+    """How many taps of an undilated kernel lie (left, from there right, above, from there down) of its first pixel."""
+    (k_v, k_h), (left, _, top, _) = affine.kernel, affine.padding
+    return (left, k_h - left, top, k_v - top)
+
+
+def _framed(affine: Affine, zeros: Sides) -> Affine:
+    """The same map, its kernel larger by zeros around it, and its padding by as much."""
+    return replace(affine, weight=F.pad(affine.weight, zeros), padding=add_sides(affine.padding, zeros))

@@ -6,11 +6,11 @@ every deployment does, so it is also the fair baseline of a measurement.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +23,12 @@ from torch.utils._pytree import tree_leaves
 from ..errors import BadConfig, DslibError, NotMergeable, NotTraceable
 from . import affine
 from .affine import NO_PADDING, Affine
-from .blocks import SITE_KEY, channels_of, check_weights, innermost
+from .blocks import check_weights, count_of, innermost
+from .forward import Call, hooked
 from .graphs import after, first_conv, module_of
 from .interpreting import Interpreter, Shift, macs_of, start_of
 from .layers import from_batchnorm, from_conv
+from .linear import SITE_KEY, channels_of
 from .merged_block import merged_block
 from .tracing import check_layers, trace
 
@@ -77,10 +79,11 @@ def _folded(folded: nn.Module, images: Tensor, branches: bool, inside: tuple[str
     """The network, changed in place."""
     for name in _branched(folded) if branches else ():
         _fold_block(folded, name)
-    for (conv_name, conv), (bn_name, bn) in _conv_bn_pairs(folded, images):
+    for conv_name, bn_name in _conv_bn_pairs(folded, images):
         if any(conv_name.startswith(block) != bn_name.startswith(block) for block in inside):
             continue
-        fused = _fused(conv, bn)
+        bn = folded.get_submodule(bn_name)
+        fused = _fused(folded.get_submodule(conv_name), bn)
         remains = getattr(bn, "folded", None)  # a hoisted BatchNorm also pads
         folded.set_submodule(conv_name, fused)
         folded.set_submodule(bn_name, remains(fused) if remains else nn.Sequential(*bn.children()))
@@ -102,8 +105,7 @@ def _branched(model: nn.Module) -> list[str]:
     """Names of the innermost blocks that hold more than one convolution and its BatchNorm."""
 
     def branched(block: nn.Module) -> bool:
-        convolutions = sum(isinstance(m, nn.Conv2d) for m in block.modules())
-        norms = sum(isinstance(m, _BatchNorm) for m in block.modules())
+        convolutions, norms = count_of(block, nn.Conv2d), count_of(block, _BatchNorm)
         shrunk = any(isinstance(m, fx.GraphModule) and SITE_KEY in m.meta for m in block.modules())
         return convolutions >= 1 and norms >= 1 and convolutions + norms >= 3 and not shrunk
 
@@ -167,40 +169,35 @@ class _PrefixInterpreter(Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """The node's value, noted; `_OTHER` if it is not affine."""
-        if any(self.values[a] is _OTHER for a in n.all_input_nodes):
-            self.values[n] = _OTHER
-        else:
-            try:
+        self.values[n] = _OTHER
+        if not any(self.values[a] is _OTHER for a in n.all_input_nodes):
+            with contextlib.suppress(NotMergeable):
                 self.values[n] = super().run_node(n)
-            except NotMergeable:
-                self.values[n] = _OTHER
         return self.values[n]
 
 
-def _fused(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+def _fused(conv: Any, bn: Any) -> nn.Conv2d:
     """The convolution with the BatchNorm after it folded in; its class and padding stay."""
-    whole = affine.compose(from_conv(conv, NO_PADDING), from_batchnorm(bn))
-    assert whole.bias is not None
+    whole: Any = affine.compose(from_conv(conv, NO_PADDING), from_batchnorm(bn))
     fused = copy.deepcopy(conv)
-    fused.weight = nn.Parameter(whole.weight.to(conv.weight))
-    fused.bias = nn.Parameter(whole.bias.to(conv.weight))
+    fused.weight, fused.bias = (nn.Parameter(part.to(conv.weight)) for part in (whole.weight, whole.bias))
     return fused
 
 
-def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[tuple[str, nn.Conv2d], tuple[str, nn.BatchNorm2d]]]:
-    """Convolutions called once whose output a BatchNorm called once reads, and nothing else."""
-    seen = _Readers(model)
-    with seen:
-        outputs = _outputs(model(images))
-    seen.close()
-    returned = {id(output) for output in outputs}
+def _conv_bn_pairs(model: nn.Module, images: Tensor) -> list[tuple[str, str]]:
+    """Names of convolutions called once whose output a BatchNorm called once reads, and nothing else."""
+    names = {kind: [n for n, m in model.named_modules() if isinstance(m, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d)}
+    seen = _Readers()
+    convolutions = hooked(model, names[nn.Conv2d], after=seen.convolution)
+    with seen, convolutions, hooked(model, names[nn.BatchNorm2d], before=seen.batchnorm, after=seen.leave):
+        returned = {id(output) for output in _outputs(model(images))}
     return [
-        ((c.name, c.layer), c.batchnorm)
-        for key, c in seen.made.items()
-        if c.batchnorm
-        and c.readers == 0
+        (made.name, made.batchnorm)
+        for key, made in seen.made.items()
+        if made.batchnorm
+        and made.readers == 0
         and key not in returned
-        and seen.calls[c.name] == seen.calls[c.batchnorm[0]] == 1
+        and seen.calls[made.name] == seen.calls[made.batchnorm] == 1
     ]
 
 
@@ -209,63 +206,50 @@ class _Made:
     """A convolution's output: held, so that its id is not used again, with what reads it."""
 
     name: str
-    layer: nn.Conv2d
     output: Tensor
     version: int
     readers: int = 0
-    batchnorm: tuple[str, nn.BatchNorm2d] | None = None
+    batchnorm: str = ""
 
 
 class _Readers(TorchFunctionMode):
     """Watches a forward pass: what reads each convolution's output."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.made: dict[int, _Made] = {}
         self.calls: Counter[str] = Counter()
         self.inside = 0  # BatchNorms that are running: what they read is theirs
-        self.hooks: list[Any] = []
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Conv2d):
-                self.hooks.append(layer.register_forward_hook(partial(self._convolution, name)))
-            elif isinstance(layer, nn.BatchNorm2d):
-                self.hooks.append(layer.register_forward_pre_hook(partial(self._batchnorm, name)))
-                self.hooks.append(layer.register_forward_hook(self._leave))
-
-    def close(self) -> None:
-        """Take the hooks off."""
-        for hook in self.hooks:
-            hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        if not self.inside and any(isinstance(leaf, Tensor) for leaf in tree_leaves(found)):
-            for leaf in tree_leaves((args, kwargs)):
-                if isinstance(leaf, Tensor) and id(leaf) in self.made:
+        if not self.inside and _outputs(found):
+            for leaf in _outputs((args, kwargs)):
+                if id(leaf) in self.made:
                     self.made[id(leaf)].readers += 1
         return found
 
-    def _convolution(self, name: str, layer: nn.Conv2d, inputs: Any, output: Tensor) -> None:
-        self.calls[name] += 1
-        if type(layer).forward in (nn.Conv2d.forward, Conv2dSame.forward):
-            self.made[id(output)] = _Made(name, layer, output, output._version)
+    def convolution(self, call: Call) -> None:
+        """A convolution is done."""
+        self.calls[call.name] += 1
+        if type(call.module).forward in (nn.Conv2d.forward, Conv2dSame.forward):
+            self.made[id(call.output)] = _Made(call.name, call.output, call.output._version)
 
-    def _batchnorm(self, name: str, layer: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        self.calls[name] += 1
+    def batchnorm(self, call: Call) -> None:
+        """A BatchNorm begins."""
+        self.calls[call.name] += 1
         self.inside += 1
-        known = type(layer).forward in (nn.BatchNorm2d.forward, BatchNormAct2d.forward) or hasattr(layer, "folded")
-        source = self.made.get(id(inputs[0]))
+        source = self.made.get(id(call.args[0]))
         if source is None:
             return
-        if (
-            known
-            and layer.track_running_stats
-            and source.batchnorm is None
-            and source.output._version == source.version
-        ):
-            source.batchnorm = (name, layer)
+        layer: Any = call.module
+        known = type(layer).forward in (nn.BatchNorm2d.forward, BatchNormAct2d.forward) or hasattr(layer, "folded")
+        unread = not source.batchnorm and source.output._version == source.version
+        if known and layer.track_running_stats and unread:
+            source.batchnorm = call.name
         else:
             source.readers += 1
 
-    def _leave(self, *_: Any) -> None:
+    def leave(self, _: Call) -> None:
+        """A BatchNorm is done."""
         self.inside -= 1

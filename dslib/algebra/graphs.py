@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,29 +14,17 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ..errors import NotMergeable
 from .affine import Pair
+from .forward import Shape, dtype_of
 
 _ACTIVATION_FILES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
 _NOT_POINTWISE = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.GLU, nn.MultiheadAttention)
 _ACTIVATION_NAMES = (
-    "relu",
-    "relu_",
-    "relu6",
-    "silu",
-    "gelu",
-    "hardswish",
-    "hardtanh",
-    "leaky_relu",
-    "elu",
-    "celu",
-    "selu",
-    "mish",
-    "softplus",
-    "tanh",
-    "sigmoid",
+    *("relu", "relu_", "relu6", "silu", "gelu", "hardswish", "hardtanh", "leaky_relu"),
+    *("elu", "celu", "selu", "mish", "softplus", "tanh", "sigmoid"),
 )
 _ACTIVATION_CALLS = {getattr(home, n) for n in _ACTIVATION_NAMES for home in (F, torch) if hasattr(home, n)}
-_JOINS = {operator.add, operator.iadd, operator.sub, operator.isub, torch.add, torch.sub, torch.cat, torch.concat}
-_JOIN_METHODS = {"add", "add_", "sub", "sub_"}
+_JOINS: set[Any] = {operator.add, operator.iadd, operator.sub, operator.isub, "add", "add_", "sub", "sub_"}
+_JOINS |= {torch.add, torch.sub, torch.cat, torch.concat}
 BOUNDARY = "boundary"  # the name of the activation that shrinking puts after a block
 
 
@@ -59,25 +48,20 @@ def describe(traced: fx.GraphModule, node: fx.Node) -> str:
     if module is not None:
         return f"{node.target} ({type(module).__name__})"
     home = list(node.meta.get("nn_module_stack", {}).values())
-    inside = f" in {home[-1][0]} ({home[-1][1].__name__})" if len(home) > 0 and home[-1][0] else ""
+    inside = f" in {home[-1][0]} ({home[-1][1].__name__})" if home and home[-1][0] else ""
     return f"{getattr(node.target, '__name__', node.target)}{inside}"
 
 
-def input_sizes(traced: fx.GraphModule, input_shape: tuple[int, int, int]) -> dict[str, Pair]:
+def input_sizes(traced: fx.GraphModule, input_shape: Shape) -> dict[str, Pair]:
     """Node name -> (H, W) of its first argument, for an input of `input_shape` (C, H, W).
 
     Runs on the `meta` device: no arithmetic is done.
     """
     ghost = copy.deepcopy(traced).to("meta")
     ShapeProp(ghost).propagate(torch.empty(2, *input_shape, device="meta", dtype=dtype_of(ghost)))
-    shapes = {n.name: n.meta["tensor_meta"].shape for n in ghost.graph.nodes if _has_map(n)}
-    first = {n.name: n.all_input_nodes[0].name for n in ghost.graph.nodes if n.all_input_nodes}
-    return {name: tuple(shapes[source][2:]) for name, source in first.items() if source in shapes}
-
-
-def dtype_of(module: nn.Module) -> torch.dtype:
-    """The floating dtype of a module's first parameter, float32 if it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    readers = {n.name: n.all_input_nodes[0] for n in ghost.graph.nodes if n.all_input_nodes}
+    shapes = {name: getattr(source.meta.get("tensor_meta"), "shape", ()) for name, source in readers.items()}
+    return {name: tuple(shape[2:]) for name, shape in shapes.items() if len(shape) == 4}
 
 
 def is_conv(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -96,9 +80,7 @@ def first_conv(block: fx.GraphModule) -> nn.Conv2d:
 
 def is_join(node: fx.Node) -> bool:
     """Whether a node adds, subtracts or concatenates feature maps, as a call, a method or `+=`."""
-    return (node.op == "call_function" and node.target in _JOINS) or (
-        node.op == "call_method" and node.target in _JOIN_METHODS
-    )
+    return node.op in ("call_function", "call_method") and node.target in _JOINS
 
 
 def is_activation_module(module: nn.Module) -> bool:
@@ -111,9 +93,8 @@ def is_activation(traced: fx.GraphModule, node: fx.Node) -> bool:
     module = module_of(traced, node)
     if module is not None:
         return is_activation_module(module)
-    if node.op == "call_method":
-        return node.target in _ACTIVATION_NAMES
-    return node.op == "call_function" and node.target in _ACTIVATION_CALLS
+    known = {"call_method": _ACTIVATION_NAMES, "call_function": _ACTIVATION_CALLS}
+    return node.target in known.get(node.op, ())
 
 
 def removable_activations(traced: fx.GraphModule) -> list[fx.Node]:
@@ -162,11 +143,6 @@ def after(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 def output_of(traced: fx.GraphModule) -> fx.Node:
     """The node whose value the block returns."""
     return traced.graph.output_node().all_input_nodes[0]
-
-
-def _has_map(node: fx.Node) -> bool:
-    meta = node.meta.get("tensor_meta")
-    return meta is not None and hasattr(meta, "shape") and len(meta.shape) == 4
 
 
 def ancestors(node: fx.Node) -> Iterator[fx.Node]:

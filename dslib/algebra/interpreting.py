@@ -27,53 +27,32 @@ from .tracing import trace
 Shift = Callable[[Affine, Tensor], Affine]
 Seen = tuple[nn.Conv2d, Pair]  # a convolution, and its output's stride in the whole map
 
-# what is affine in the feature map -> the method of `Interpreter` that does it
-_CALLS: dict[Any, str] = {
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    operator.sub: "sub",
-    operator.isub: "sub",
-    torch.sub: "sub",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.mul: "mul",
-    operator.truediv: "div",
-    torch.div: "div",
-    operator.neg: "neg",
-    torch.neg: "neg",
-    torch.cat: "cat",
-    torch.concat: "cat",
-    torch.chunk: "chunk",
-    torch.split: "split",
-    operator.getitem: "getitem",
-    F.pad: "pad",
-    torch.clone: "same",
+# method of `Interpreter` -> the functions, and the names of a tensor's methods, that it does
+_OPERATIONS: dict[str, tuple[Any, ...]] = {
+    "add": (operator.add, operator.iadd, torch.add, "add", "add_"),
+    "sub": (operator.sub, operator.isub, torch.sub, "sub", "sub_"),
+    "mul": (operator.mul, operator.imul, torch.mul, "mul", "mul_"),
+    "div": (operator.truediv, torch.div, "div"),
+    "neg": (operator.neg, torch.neg, "neg"),
+    "cat": (torch.cat, torch.concat),
+    "chunk": (torch.chunk, "chunk"),
+    "split": (torch.split, "split"),
+    "getitem": (operator.getitem,),
+    "pad": (F.pad,),
+    "same": (torch.clone, "clone", "contiguous"),
+    "channel_shuffle": ("channel_shuffle",),
 }
-_METHODS = {
-    "add": "add",
-    "add_": "add",
-    "sub": "sub",
-    "sub_": "sub",
-    "mul": "mul",
-    "mul_": "mul",
-    "div": "div",
-    "neg": "neg",
-    "chunk": "chunk",
-    "split": "split",
-    "contiguous": "same",
-    "clone": "same",
-}
+_METHOD_OF = {call: method for method, calls in _OPERATIONS.items() for call in calls}
 
 
-def interpret(
-    traced: fx.GraphModule, start: Affine, shift: Shift = affine.shift, seen: list[Seen] | None = None
+def interpret_run(
+    blocks: Sequence[fx.GraphModule], start: Affine, shift: Shift = affine.shift, seen: list[Seen] | None = None
 ) -> Affine:
-    """The affine map that a block computes in eval, up to the activations at its very end, after the map `start`.
+    """The affine map that blocks in a row compute in eval, up to the activations at their ends, after the map `start`.
 
     Args:
-        traced: a block from `tracing.trace`, its activations out, weights of any device; `meta` gives shapes only.
-        start: what is applied before the block, as a rule `start_of(traced)`.
+        blocks: from `tracing.trace`, their activations out, weights of any device; `meta` gives shapes only.
+        start: what is applied before the first, as a rule `start_of(channels, block)`.
         shift: how a constant is added to a map; `linear_part` and `ones_response` have their own ways.
         seen: a list to put the convolutions in that were passed.
     Returns:
@@ -81,21 +60,14 @@ def interpret(
     Raises:
         NotMergeable: naming the first operation that is not affine, its type and why.
     """
-    interpreter = Interpreter(traced, shift)
-    found = interpreter.run(start)
-    if seen is not None:
-        seen += interpreter.seen
-    if not isinstance(found, Affine):
-        raise NotMergeable(f"the block gives a {type(found).__name__}: expected one feature map")
-    return found
-
-
-def interpret_run(
-    blocks: Sequence[fx.GraphModule], start: Affine, shift: Shift = affine.shift, seen: list[Seen] | None = None
-) -> Affine:
-    """As `interpret`, for blocks one after another."""
     for block in blocks:
-        start = interpret(block, start, shift, seen)
+        interpreter = Interpreter(block, shift)
+        found = interpreter.run(start)
+        if seen is not None:
+            seen += interpreter.seen
+        if not isinstance(found, Affine):
+            raise NotMergeable(f"the block gives a {type(found).__name__}: expected one feature map")
+        start = found
     return start
 
 
@@ -156,14 +128,12 @@ class Interpreter(fx.Interpreter):
         if isinstance(module, nn.BatchNorm2d):
             return self._then(whole, from_batchnorm(module))
         if isinstance(module, nn.AvgPool2d):
-            channels = len(whole.weight)
-            return self._then(whole, from_avgpool(module, channels, padding_of(module), whole.weight))
+            return self._then(whole, from_avgpool(module, len(whole.weight), padding_of(module), whole.weight))
         if isinstance(module, nn.ZeroPad2d):
-            left, right, top, bottom = module.padding
-            return affine.pad_output(whole, (left, right, top, bottom))
+            return affine.pad_output(whole, module.padding)
         if isinstance(module, free_layers()):
             return whole
-        if type(module).__module__.startswith("torch.nn") or isinstance(module, nn.BatchNorm2d):
+        if type(module).__module__.startswith("torch.nn"):
             raise _not_affine(type(module).__name__)
         return self._own_layer(module, whole)
 
@@ -175,13 +145,13 @@ class Interpreter(fx.Interpreter):
             except RuntimeError as error:
                 raise NotMergeable(f"cannot be computed from constants ({first_line(error)})") from error
         name = getattr(target, "__name__", str(target))
-        return self._dispatch(_CALLS.get(target, name if name == "channel_shuffle" else ""), name, args, kwargs)
+        return self._dispatch("channel_shuffle" if name == "channel_shuffle" else target, name, args, kwargs)
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A tensor's method; one of a constant is simply computed."""
         if not _holds_map((args, *kwargs.values())):
             return super().call_method(target, args, kwargs)
-        return self._dispatch(_METHODS.get(str(target), ""), str(target), args, kwargs)
+        return self._dispatch(target, str(target), args, kwargs)
 
     def _own_layer(self, module: nn.Module, whole: Affine) -> Affine:
         """A layer of the user's or another library's own, such as a learned scale: what its code does to each pixel."""
@@ -198,11 +168,11 @@ class Interpreter(fx.Interpreter):
             raise NotMergeable("computes over several pixels in its own code: write it with layers of torch.nn")
         return self._then(whole, layer)
 
-    def _dispatch(self, method: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not method:
+    def _dispatch(self, call: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if call not in _METHOD_OF:
             raise _not_affine(name)
         try:
-            return getattr(self, f"_{method}")(*args, **kwargs)
+            return getattr(self, f"_{_METHOD_OF[call]}")(*args, **kwargs)
         except (TypeError, ValueError, IndexError) as error:
             raise NotMergeable(f"is called in a way that is not known to be affine ({error})") from error
 

@@ -11,24 +11,22 @@ from torch import Tensor, nn
 from ..errors import BadConfig, NotMergeable
 from .affine import NO_PADDING, Affine, Pair, Sides
 
-_POOLS_ALL = "pools the whole map, as squeeze-excitation does, so that each output pixel reads every input pixel"
-_MAXIMUM = "takes a maximum"
-_OWN_STATISTICS = "normalises by statistics of its own input, in eval too"
-_WEIGHS = "weighs the map by a function of the map, as attention does"
-_SIZE = "reads the map's size"
-_RESIZES = "resizes the map"
 _WHY = {
     **dict.fromkeys(
-        ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "FastAdaptiveAvgPool", "adaptive_avg_pool2d", "mean"), _POOLS_ALL
+        ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "FastAdaptiveAvgPool", "adaptive_avg_pool2d", "mean"),
+        "pools the whole map, as squeeze-excitation does, so that each output pixel reads every input pixel",
     ),
-    **dict.fromkeys(("MaxPool2d", "max_pool2d", "amax"), _MAXIMUM),
+    **dict.fromkeys(("MaxPool2d", "max_pool2d", "amax"), "takes a maximum"),
     **dict.fromkeys(
         ("LayerNorm", "LayerNorm2d", "GroupNorm", "GroupNorm1", "InstanceNorm2d", "layer_norm", "group_norm"),
-        _OWN_STATISTICS,
+        "normalises by statistics of its own input, in eval too",
     ),
-    **dict.fromkeys(("mul", "mul_", "imul", "matmul", "bmm", "softmax", "Softmax", "MultiheadAttention"), _WEIGHS),
-    **dict.fromkeys(("size", "getattr"), _SIZE),
-    **dict.fromkeys(("interpolate", "Upsample", "PixelShuffle"), _RESIZES),
+    **dict.fromkeys(
+        ("mul", "mul_", "imul", "matmul", "bmm", "softmax", "Softmax", "MultiheadAttention"),
+        "weighs the map by a function of the map, as attention does",
+    ),
+    **dict.fromkeys(("size", "getattr"), "reads the map's size"),
+    **dict.fromkeys(("interpolate", "Upsample", "PixelShuffle"), "resizes the map"),
     "Fade": "is an activation that is still fading: settle the network first",
     "ConvTranspose2d": "is a transposed convolution: neither its border nor its stride is a convolution's",
 }
@@ -42,8 +40,7 @@ def why_not(name: str) -> str:
 def from_conv(conv: nn.Conv2d, padding: Sides, dtype: torch.dtype = torch.float64) -> Affine:
     """A convolution as a map, its padding given as four sides (see `padding_of`)."""
     bias = None if conv.bias is None else value(conv.bias, dtype)
-    stride, dilation = (conv.stride[0], conv.stride[1]), (conv.dilation[0], conv.dilation[1])
-    return Affine(value(conv.weight, dtype), bias, stride, dilation, padding, conv.groups)
+    return Affine(value(conv.weight, dtype), bias, conv.stride, conv.dilation, padding, conv.groups)
 
 
 def from_batchnorm(bn: nn.BatchNorm2d, dtype: torch.dtype = torch.float64) -> Affine:
@@ -91,24 +88,23 @@ def padding_of(layer: nn.Conv2d | nn.AvgPool2d, size: Pair | None = None) -> Sid
         NotMergeable: for a padding mode other than zeros, or a subclass with its own arithmetic.
         BadConfig: if the padding depends on the size and none is given.
     """
-    if depends_on_size(layer) and size is None:
+    sized = depends_on_size(layer)
+    if sized and size is None:
         raise BadConfig(f"{type(layer).__name__} pads by its input's size: pass image_size")
     if isinstance(layer, nn.AvgPool2d):
         return _pool_padding(layer, size)
     if layer.padding_mode != "zeros":
         raise NotMergeable(f"padding mode {layer.padding_mode!r} is not affine at the border: only zeros are")
-    spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if depends_on_size(layer):
-        assert size is not None
-        spans = [max(-n % s - s + span + 1, 0) for n, s, span in zip(size, layer.stride, spans, strict=True)]
-    elif type(layer).forward is not nn.Conv2d.forward:
+    if not sized and type(layer).forward is not nn.Conv2d.forward:
         raise NotMergeable(f"{type(layer).__name__} computes its own way, not as Conv2d")
-    elif isinstance(layer.padding, tuple):
+    if not sized and isinstance(layer.padding, tuple):
         v, h = layer.padding
         return (h, h, v, v)
-    elif layer.padding == "valid":
-        spans = [0, 0]
-    (v, h) = spans
+    if not sized and layer.padding == "valid":
+        return NO_PADDING
+    v, h = (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    if sized and size is not None:
+        v, h = (max(-n % s - s + span + 1, 0) for n, s, span in zip(size, layer.stride, (v, h), strict=True))
     return (h // 2, h - h // 2, v // 2, v - v // 2)
 
 
@@ -123,10 +119,9 @@ def unpadded(layer: nn.Conv2d | nn.AvgPool2d) -> nn.Conv2d | nn.AvgPool2d:
     """The same layer without padding, sharing its weights."""
     if isinstance(layer, nn.AvgPool2d):
         return nn.AvgPool2d(layer.kernel_size, layer.stride, divisor_override=layer.divisor_override)
-    kernel, stride, dilation = (_pair(size) for size in (layer.kernel_size, layer.stride, layer.dilation))
-    new = nn.Conv2d(
-        layer.in_channels, layer.out_channels, kernel, stride, 0, dilation, layer.groups, bias=False, device="meta"
-    )
+    (k_v, k_h), (s_v, s_h), (d_v, d_h) = layer.kernel_size, layer.stride, layer.dilation
+    channels = layer.in_channels, layer.out_channels
+    new = nn.Conv2d(*channels, (k_v, k_h), (s_v, s_h), 0, (d_v, d_h), layer.groups, bias=False, device="meta")
     new.weight, new.bias = layer.weight, layer.bias
     return new.train(layer.training)
 
@@ -140,8 +135,7 @@ def pad_sides(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sides:
     sides, *rest = (*args, *[kwargs[key] for key in ("pad", "mode", "value") if key in kwargs])
     if any(given not in ("constant", 0, None) for given in rest) or len(sides) != 4:
         raise NotMergeable("only zero padding on four sides is affine")
-    left, right, top, bottom = sides
-    return (left, right, top, bottom)
+    return tuple(sides)
 
 
 def free_layers() -> tuple[type[nn.Module], ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,27 +88,20 @@ def merged_block(
     """
     left, right, top, bottom = whole.padding
     even = left == right and top == bottom and min(whole.padding) >= 0
-    c_out, c_in = whole.weight.shape[:2]
-    device, dtype = like.weight.device, like.weight.dtype
-    conv = nn.Conv2d(
-        c_in * whole.groups,
-        c_out,
-        whole.kernel,
-        whole.stride,
-        (top, left) if even else 0,
-        whole.dilation,
-        whole.groups,
-        bias=before is None and border is None,
-        device=device,
-        dtype=dtype,
-    )
+    c_out, c_in, k_v, k_h = whole.weight.shape
+    place: Any = {"device": like.weight.device, "dtype": like.weight.dtype}
+    geometry: Any = {"stride": whole.stride, "dilation": whole.dilation, "groups": whole.groups}
+    padding, bias = (top, left) if even else 0, before is None and border is None
+    conv = nn.Conv2d(c_in * whole.groups, c_out, (k_v, k_h), padding=padding, bias=bias, **geometry, **place)
     with torch.no_grad():
         conv.weight.copy_(whole.weight)
         if conv.bias is not None:
             conv.bias.copy_(torch.zeros(c_out) if whole.bias is None else whole.bias)
     if not all(bool(p.isfinite().all()) for p in conv.parameters()):
-        raise NotMergeable(f"the merged weights do not fit {dtype}: merge in float32, then convert")
-    pads = [module for module in (before, None if even else nn.ZeroPad2d(whole.padding)) if module is not None]
+        raise NotMergeable(f"the merged weights do not fit {like.weight.dtype}: merge in float32, then convert")
+    pads = [
+        module for module in (before, None if even else nn.ZeroPad2d((left, right, top, bottom))) if module is not None
+    ]
     pad = nn.Sequential(*pads) if len(pads) > 1 else pads[0] if pads else None
-    border = None if border is None else border.to(device, dtype)
+    border = None if border is None else border.to(**place)
     return MergedBlock(conv.requires_grad_(like.weight.requires_grad), act, pad, border)

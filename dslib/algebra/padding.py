@@ -4,11 +4,22 @@ A depthwise convolution pads *after* the expand convolution's bias, so no single
 near the border. Padding the block's input first, and giving the inner convolutions none, makes the block one
 convolution everywhere; shapes stay, finetuning absorbs the change at the border. In training, BatchNorm must
 not see the padding: its statistics would depend on the image size.
+
+A block of two 3 x 3 convolutions and a shortcut, read from its end: by how many pixels each map must go on beyond its
+border, for those that read it.
+
+    before      x --+------ a (pads 1) --- bn --- b (pads 1) --- + --- y
+                    +--------------------------------------------+
+    required    2 by a,     1              1      0              0
+                0 by +
+    after       pad by 2 -+- a ----------- bn' -- b ------------ + --- y      bn' does not count a ring of 1
+                          +- crop by 2 --------------------------+
 """
 
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -16,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import NotMergeable
-from .affine import NO_PADDING, Pair, Sides
+from .affine import NO_PADDING, Pair, Sides, add_sides, scale_sides
 from .graphs import bypass, describe, maps_of, module_of, tail
 from .layers import depends_on_size, pad_sides, padding_of, unpadded
 from .tracing import plain_batchnorm
@@ -60,13 +71,11 @@ class InteriorBatchNorm2d(nn.BatchNorm2d):
         return scale.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
 
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean), rate)
-        self.running_var.lerp_(var.to(self.running_var) * (count / max(count - 1, 1)), rate)
+        batches = self.get_buffer("num_batches_tracked").add_(1)
+        rate = 1 / float(batches) if self.momentum is None else self.momentum
+        for name, found in (("running_mean", mean), ("running_var", var * (count / max(count - 1, 1)))):
+            running = self.get_buffer(name)
+            running.lerp_(found.to(running), rate)
 
 
 class PaddingBatchNorm2d(InteriorBatchNorm2d):
@@ -87,8 +96,7 @@ class PaddingBatchNorm2d(InteriorBatchNorm2d):
 
     def folded(self, conv: nn.Conv2d) -> nn.Module:
         """The padding alone."""
-        assert conv.bias is not None
-        return ChannelPad2d(self.ring, conv.bias)
+        return ChannelPad2d(self.ring, conv.get_parameter("bias"))
 
 
 class ChannelPad2d(nn.Module):
@@ -110,36 +118,96 @@ class ChannelPad2d(nn.Module):
         return F.pad(x - constant, self.ring) + constant
 
 
-def hoist(traced: fx.GraphModule, ring: Sides = NO_PADDING, first: bool = True) -> Sides:
+def hoist(traced: fx.GraphModule, beyond: Sides = NO_PADDING, first: bool = True) -> Sides:
     """Rewrite a traced block, in place, so that it pads its input and nothing else.
 
     Every layer is replaced by one that shares its weights under the same name, so `state_dict` keys stay.
 
     Args:
         traced: a block from `tracing.trace`, its inner activations out and its padding resolved.
-        ring: how far its output must go on beyond its border, (left, right, top, bottom), for a block after it
-            that does not pad by itself.
+        beyond: how far its output must go on beyond its border, for a block after it that does not pad by itself.
         first: whether it pads its input by itself; else it expects an input that goes on beyond its border.
     Returns:
         How far that input must go on beyond its border; nothing if it pads by itself.
     """
-    demands = _demands(traced, ring, first)
+    required = required_padding(traced, beyond, first)
     ends = tail(traced)
-    pads = [n for n in traced.graph.nodes if n not in ends and _padding_node(traced, n) is not None]
-    wanted = NO_PADDING
+    pads = [n for n in traced.graph.nodes if n not in ends and _explicit_padding(traced, n) is not None]
+    expected = NO_PADDING
     for node in list(traced.graph.nodes):
-        rings = _rings(demands, node)
-        if node.op == "placeholder" and rings:
-            wanted = NO_PADDING if first else _largest(rings.values())
-            _give(traced, node, rings, have=wanted)
-        elif rings and not _is_tuple(node):
-            split = next((source for source in node.all_input_nodes if _is_tuple(source)), None)
-            _give(traced, node, rings, have=_largest(_rings(demands, split or node).values()))
+        if node.op == "placeholder" and required[node]:
+            expected = NO_PADDING if first else _largest(required[node].values())
+            _pad_for_users(traced, node, required[node], available=expected)
+        elif required[node] and not _is_tuple(node):
+            source = next((source for source in node.all_input_nodes if _is_tuple(source)), node)
+            _pad_for_users(traced, node, required[node], available=_largest(required[source].values()))
     for node in pads:
         bypass(traced, node)
     traced.graph.lint()
     traced.recompile()
-    return wanted
+    return expected
+
+
+def required_padding(traced: fx.GraphModule, beyond: Sides, first: bool) -> dict[fx.Node, dict[fx.Node, Sides]]:
+    """Node -> user -> how far that user needs the node's map to go on beyond its border.
+
+    Found from the block's end to its input; on the way each layer loses its own padding.
+    """
+    required = defaultdict[fx.Node, dict[fx.Node, Sides]](dict)
+    maps, ends = maps_of(traced), tail(traced)
+    for node in reversed(traced.graph.nodes):
+        sides = beyond if node.op == "output" else _largest(required[node].values())
+        try:
+            sides = sides if node in ends else _required_of_input(traced, node, sides, first)
+        except NotMergeable as error:
+            raise NotMergeable(f"{describe(traced, node)}: {error}") from error
+        for source in maps.intersection(node.all_input_nodes):
+            required[source][node] = sides
+    return required
+
+
+def _required_of_input(traced: fx.GraphModule, node: fx.Node, sides: Sides, first: bool) -> Sides:
+    """How far a node needs its input to go on so that its output goes on by `sides`; its layer's padding goes."""
+    module = module_of(traced, node)
+    explicit = _explicit_padding(traced, node)
+    if isinstance(module, (nn.Conv2d, nn.AvgPool2d)):
+        stride = module.stride if isinstance(module.stride, tuple) else (module.stride, module.stride)
+        sides = add_sides(scale_sides(sides, stride), padding_of(module))
+        traced.set_submodule(str(node.target), unpadded(module))
+    elif explicit is not None:
+        sides = add_sides(sides, explicit)
+    elif isinstance(module, nn.BatchNorm2d) and sides != NO_PADDING:
+        sides = _hoist_batchnorm(traced, node, module, sides, first)
+    return sides
+
+
+def _hoist_batchnorm(traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, ring: Sides, first: bool) -> Sides:
+    """Put in the BatchNorm that fits, and return what it needs of its input."""
+    source = node.all_input_nodes[0]
+    conv = module_of(traced, source)
+    if first and isinstance(conv, nn.Conv2d) and _starts_pointwise(source, conv):
+        _replace_batchnorm(traced, node, bn, PaddingBatchNorm2d, ring)
+        if conv.bias is not None:
+            with traced.graph.inserting_before(node):
+                node.args = (source, traced.graph.get_attr(f"{source.target}.bias"))
+        return NO_PADDING
+    _replace_batchnorm(traced, node, bn, InteriorBatchNorm2d, ring)
+    return ring
+
+
+def _starts_pointwise(node: fx.Node, conv: nn.Conv2d) -> bool:
+    """Whether a convolution reads one pixel each of the block's input, and only one layer reads what it gives."""
+    pointwise = conv.kernel_size == conv.stride == (1, 1)
+    at_start = node.all_input_nodes[0].op == "placeholder" and len(node.users) == 1
+    return pointwise and at_start and padding_of(conv) == NO_PADDING
+
+
+def _replace_batchnorm(
+    traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, kind: type[InteriorBatchNorm2d], ring: Sides
+) -> None:
+    new = plain_batchnorm(bn, kind)
+    setattr(new, "ring", ring)  # noqa: B010  (torch types attributes of modules as tensors)
+    traced.set_submodule(str(node.target), new)
 
 
 def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
@@ -159,39 +227,14 @@ def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
     traced.recompile()
 
 
-def _demands(traced: fx.GraphModule, ring: Sides, first: bool) -> dict[tuple[fx.Node, fx.Node], Sides]:
-    """(source, user) -> how far the user needs the source's map to go on beyond its border."""
-    demands: dict[tuple[fx.Node, fx.Node], Sides] = {}
-    maps, ends = maps_of(traced), tail(traced)
-    for node in reversed(traced.graph.nodes):
-        if node.op != "output":
-            ring = _largest(demands.get((node, user), NO_PADDING) for user in node.users)
-        try:
-            ring = ring if node in ends else _needed(traced, node, ring, first)
-        except NotMergeable as error:
-            raise NotMergeable(f"{describe(traced, node)}: {error}") from error
-        for source in node.all_input_nodes:
-            if source in maps:
-                demands[source, node] = ring
-    return demands
-
-
-def _needed(traced: fx.GraphModule, node: fx.Node, ring: Sides, first: bool) -> Sides:
-    """How far a node needs its input to go on, given that for its output; its layer loses its own padding."""
+def _explicit_padding(traced: fx.GraphModule, node: fx.Node) -> Sides | None:
+    """The sides that an explicit zero padding in the block's own code adds; None for any other node."""
     module = module_of(traced, node)
-    sides = _padding_node(traced, node)
-    if isinstance(module, (nn.Conv2d, nn.AvgPool2d)):
-        ring = _through(module, ring, padding_of(module))
-        traced.set_submodule(str(node.target), unpadded(module))
-    elif sides is not None:
-        ring = _sum(ring, sides)
-    elif isinstance(module, nn.BatchNorm2d) and ring != NO_PADDING:
-        ring = _hoist_batchnorm(traced, node, module, ring, first)
-    return ring
-
-
-def _rings(demands: dict[tuple[fx.Node, fx.Node], Sides], node: fx.Node) -> dict[fx.Node, Sides]:
-    return {user: ring for (source, user), ring in demands.items() if source is node}
+    if isinstance(module, nn.ZeroPad2d):
+        return module.padding
+    if node.op == "call_function" and node.target is F.pad:
+        return pad_sides(node.args[1:], node.kwargs)
+    return None
 
 
 def _is_tuple(node: fx.Node) -> bool:
@@ -199,64 +242,16 @@ def _is_tuple(node: fx.Node) -> bool:
     return any(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
 
 
-def _padding_node(traced: fx.GraphModule, node: fx.Node) -> Sides | None:
-    """The sides that an explicit zero padding in the block's own code adds; None for any other node."""
-    module = module_of(traced, node)
-    if isinstance(module, nn.ZeroPad2d):
-        left, right, top, bottom = module.padding
-        return (left, right, top, bottom)
-    if node.op == "call_function" and node.target is F.pad:
-        return pad_sides(node.args[1:], node.kwargs)
-    return None
-
-
-def _hoist_batchnorm(traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, ring: Sides, first: bool) -> Sides:
-    """Put in the BatchNorm that fits, and return what it needs of its input."""
-    source = node.all_input_nodes[0]
-    conv = module_of(traced, source)
-    pointwise = isinstance(conv, nn.Conv2d) and (conv.kernel_size, conv.stride) == ((1, 1), (1, 1))
-    at_start = first and pointwise and source.all_input_nodes[0].op == "placeholder" and len(source.users) == 1
-    if not at_start or padding_of(conv) != NO_PADDING:  # type: ignore[arg-type]
-        _replace_batchnorm(traced, node, bn, InteriorBatchNorm2d, ring)
-        return ring
-    _replace_batchnorm(traced, node, bn, PaddingBatchNorm2d, ring)
-    if conv.bias is not None:  # type: ignore[union-attr]
-        with traced.graph.inserting_before(node):
-            node.args = (source, traced.graph.get_attr(f"{source.target}.bias"))
-    return NO_PADDING
-
-
-def _replace_batchnorm(
-    traced: fx.GraphModule, node: fx.Node, bn: nn.BatchNorm2d, kind: type[InteriorBatchNorm2d], ring: Sides
-) -> None:
-    new = plain_batchnorm(bn, kind)
-    setattr(new, "ring", ring)  # noqa: B010  (torch types attributes of modules as tensors)
-    traced.set_submodule(str(node.target), new)
-
-
-def _through(layer: nn.Conv2d | nn.AvgPool2d, ring: Sides, padding: Sides) -> Sides:
-    """What a layer needs of its input so that its output goes on by `ring`."""
-    v, h = layer.stride if isinstance(layer.stride, tuple) else (layer.stride, layer.stride)
-    left, right, top, bottom = ring
-    return _sum((left * h, right * h, top * v, bottom * v), padding)
-
-
-def _sum(a: Sides, b: Sides) -> Sides:
-    left, right, top, bottom = (x + y for x, y in zip(a, b, strict=True))
-    return (left, right, top, bottom)
-
-
-def _give(traced: fx.GraphModule, node: fx.Node, rings: dict[fx.Node, Sides], have: Sides) -> None:
-    """Let every user read the node's map padded (or cropped) from `have` to what the user needs."""
-    made: dict[Sides, fx.Node] = {have: node}
-    for user, ring in rings.items():
-        if ring not in made:
-            change = [want - got for want, got in zip(ring, have, strict=True)]
+def _pad_for_users(traced: fx.GraphModule, node: fx.Node, required: dict[fx.Node, Sides], available: Sides) -> None:
+    """Let every user read the node's map padded (or cropped) from what is available to what the user requires."""
+    made: dict[Sides, fx.Node] = {available: node}
+    for user, sides in required.items():
+        if sides not in made:
+            change = [want - have for want, have in zip(sides, available, strict=True)]
             with traced.graph.inserting_after(node):
-                made[ring] = traced.graph.call_function(F.pad, (node, change))
-        user.replace_input_with(node, made[ring])
+                made[sides] = traced.graph.call_function(F.pad, (node, change))
+        user.replace_input_with(node, made[sides])
 
 
-def _largest(rings: Iterable[Sides]) -> Sides:
-    left, right, top, bottom = (max(sides) for sides in zip(NO_PADDING, *rings, strict=True))
-    return (left, right, top, bottom)
+def _largest(sides: Iterable[Sides]) -> Sides:
+    return tuple(max(side) for side in zip(NO_PADDING, *sides, strict=True))

@@ -29,6 +29,20 @@ _WRITES = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 _VIEWS = {torch.chunk, torch.split, operator.getitem, "chunk", "split", "contiguous", "detach", "view", "reshape"}
 
 
+class TracedBlock(fx.GraphModule):
+    """A block as a graph. Its `.meta` is kept when it is pickled, as it is when a graph module is copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (*super().__reduce__(), self.meta)
+
+
+def _unpickled(make: Callable[..., fx.GraphModule], arguments: tuple[Any, ...], meta: dict[str, Any]) -> TracedBlock:
+    plain = make(*arguments)
+    block = TracedBlock(plain, plain.graph)
+    block.meta = meta
+    return block
+
+
 class _BlockTracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         # plain symbolic_trace would walk into other libraries' BatchNorms and bake their train flag in
@@ -64,7 +78,7 @@ def trace(block: nn.Module, name: str = "block") -> fx.GraphModule:
             module.training = flag
     if not isinstance(graph.output_node().args[0], fx.Node):
         raise NotTraceable(f"{name}: {type(block).__name__}.forward returns more than one feature map")
-    traced = fx.GraphModule(block, graph)
+    traced = TracedBlock(block, graph)
     for node in list(graph.nodes):
         layer = module_of(traced, node)
         if isinstance(layer, BatchNormAct2d) and type(layer).forward is BatchNormAct2d.forward:
