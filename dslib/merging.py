@@ -37,7 +37,6 @@ from .errors import MaskMismatch, NotMergeable
 from .sites import Plan
 
 CHANNELS_KEY, LEFT_KEY = "dslib_channels", "dslib_left"  # in a shrunk block's .meta, beside SITE_KEY
-MARKS = "dslib_marks"
 Only = Collection[str] | Callable[["MergeCost"], bool] | Plan | None
 
 
@@ -82,7 +81,6 @@ def merge(model: nn.Module, only: Only = None, image_size: int | None = None) ->
         MaskMismatch: if `only` names a site that is not removed.
     Source: Fu et al., ICML 2022, stage 3.
     """
-    shrunk_blocks(model)  # puts back what pickling took
     merged = copy.deepcopy(model)
     groups = removed_groups(merged)
     chosen = _chosen(groups, only)
@@ -102,16 +100,7 @@ def unmerged(model: nn.Module) -> dict[str, MergeCost]:
 
 def shrunk_blocks(model: nn.Module) -> dict[str, fx.GraphModule]:
     """Site name -> linear block, for every removed and not yet merged site, in order."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, fx.GraphModule)}
-    for block in found.values():
-        block.meta |= block.__dict__.get(MARKS, {})
-    return {name: block for name, block in found.items() if SITE_KEY in block.meta}
-
-
-def mark(block: fx.GraphModule, marks: dict[str, object]) -> None:
-    """Let a shrunk block say what it is. A graph module keeps `.meta` when it is copied, attributes when pickled."""
-    block.meta |= marks
-    setattr(block, MARKS, marks)
+    return {n: m for n, m in model.named_modules() if isinstance(m, fx.GraphModule) and SITE_KEY in m.meta}
 
 
 def removed_groups(model: nn.Module) -> dict[tuple[str, ...], list[fx.GraphModule]]:
@@ -149,8 +138,15 @@ def merge_cost(names: Sequence[str], blocks: Sequence[fx.GraphModule]) -> MergeC
     seen: list[Seen] = []
     whole = linear_part(ghosts, _channels(ghosts), seen)
     weights = sum(m.weight.numel() for ghost in ghosts for m in ghost.modules() if isinstance(m, nn.Conv2d))
-    merged, left = whole.weight.numel(), blocks[0].meta.get(LEFT_KEY, "")
-    return MergeCost("+".join(names), weights, merged, macs_of(seen, whole), float(merged), whole.kernel, left)
+    return MergeCost(
+        site="+".join(names),
+        weights_linear=weights,
+        weights_merged=whole.weight.numel(),
+        macs_linear=macs_of(seen, whole),
+        macs_merged=float(whole.weight.numel()),
+        kernel=whole.kernel,
+        left=blocks[0].meta.get(LEFT_KEY, ""),
+    )
 
 
 def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> list[tuple[str, ...]]:
@@ -160,22 +156,24 @@ def _chosen(groups: dict[tuple[str, ...], list[fx.GraphModule]], only: Only) -> 
     if callable(only):
         chosen, left = [g for g, blocks in groups.items() if only(merge_cost(g, blocks))], "declined by the rule"
     else:
-        wanted = [name for group in only.groups for name in group] if isinstance(only, Plan) else only
-        if not (isinstance(wanted, Collection) and not isinstance(wanted, str)):
-            raise MaskMismatch(f"only: expected names of sites, a plan or a rule, found {wanted!r}")
-        known = {name: group for group in groups for name in (*group, "+".join(group))}
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise MaskMismatch(
-                f"only: not removed sites of this network: {sorted(unknown)}; its removed sites: "
-                f"{', '.join(map('+'.join, groups)) or 'none'}"
-            )
-        picked = {known[name] for name in wanted}
-        chosen, left = [group for group in groups if group in picked], "not named"
+        named = _groups_named(groups, [n for group in only.groups for n in group] if isinstance(only, Plan) else only)
+        chosen, left = [group for group in groups if group in named], "not named"
     for group in set(groups) - set(chosen):
         for block in groups[group]:
             block.meta[LEFT_KEY] = left
     return chosen
+
+
+def _groups_named(groups: Collection[tuple[str, ...]], names: object) -> set[tuple[str, ...]]:
+    """The groups that are named, by any of their sites or by all of them joined by '+'."""
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise MaskMismatch(f"only: expected names of sites, a plan or a rule, found {names!r}")
+    known = {name: group for group in groups for name in (*group, "+".join(group))}
+    unknown = sorted(name for name in names if name not in known)
+    if unknown:
+        there = ", ".join(map("+".join, groups)) or "none"
+        raise MaskMismatch(f"only: not removed sites of this network: {unknown}; its removed sites: {there}")
+    return {known[name] for name in names}
 
 
 def _with_border(

@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 
 from .algebra import (
     BOUNDARY,
+    SITE_KEY,
+    Shape,
     TakeOut,
     bypass,
     channels_of,
@@ -30,7 +32,7 @@ from .algebra import (
     tail,
 )
 from .errors import BadConfig, MaskMismatch, NotMergeable
-from .merging import CHANNELS_KEY, SITE_KEY, mark
+from .merging import CHANNELS_KEY
 from .sites import Mask, Plan, Sites
 
 DEFAULT_SIZE = 224  # for looking at what calls what, where no size is given
@@ -216,39 +218,52 @@ def _rewrite(
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     check_weights(model)
     small = copy.deepcopy(model)
-    check_mask(small, plan.mask)
-    shapes = input_shapes(small, list(plan.mask.removed), image_size) if image_size is not None else {}
-    shared, alone = shared_modules(small), single_activations(small)
-    if plan.runs:
-        check_runs(small, plan.runs, image_size or DEFAULT_SIZE)
-    if plan.dropped:
-        stuck = set(plan.dropped) - set(droppable(small, plan.dropped, image_size or DEFAULT_SIZE))
-        if stuck:
-            raise NotMergeable(
-                f"{', '.join(sorted(stuck))}: cannot be dropped (only a block of one name, with one map in "
-                "and one out, of one shape, can); keep or merge it"
-            )
+    _check_plan(small, plan, image_size or DEFAULT_SIZE)
+    shapes = input_shapes(small, plan.mask.removed, image_size) if image_size is not None else {}
+    single = single_activations(small)
     for name in plan.dropped:
         small.set_submodule(name, nn.Identity())
     for names in plan.groups:
-        for name in names:
-            if name in shared:
-                raise NotMergeable(f"{name}: {shared.get(name)}; keep it in the mask")
-        if names[0] in alone:
+        if names[0] in single:
             small.set_submodule(names[0], in_place_of(small.get_submodule(names[0])))
             continue
-        blocks, sizes = [small.get_submodule(name) for name in names], [shapes.get(name) for name in names]
-        try:
-            merged_shape(blocks, names, sizes, hoist)
-            linear = linear_blocks(blocks, names, sizes, take_out, hoist)
-        except NotMergeable as error:
-            raise NotMergeable(f"{'+'.join(names)}: {error}; keep it in the mask") from error
-        _add_boundary(linear[-1], names[-1], boundary)
-        channels = channels_of(linear[0], sizes[0])
-        for name, traced in zip(names, linear, strict=True):
-            mark(traced, {SITE_KEY: names, CHANNELS_KEY: channels})
-            small.set_submodule(name, traced)
+        blocks = _linear(small, names, [shapes.get(name) for name in names], take_out, hoist)
+        _add_boundary(blocks[-1], names[-1], boundary)
+        for name, block in zip(names, blocks, strict=True):
+            small.set_submodule(name, block)
     return small
+
+
+def _check_plan(model: nn.Module, plan: Plan, image_size: int) -> None:
+    """Raise unless the plan is of this network, and its blocks can be replaced, merged together and dropped."""
+    check_mask(model, plan.mask)
+    if plan.runs:
+        check_runs(model, plan.runs, image_size)
+    stuck = set(plan.dropped) - set(droppable(model, plan.dropped, image_size) if plan.dropped else ())
+    if stuck:
+        raise NotMergeable(
+            f"{', '.join(sorted(stuck))}: cannot be dropped (only a block of one name, with one map in "
+            "and one out, of one shape, can); keep or merge it"
+        )
+    shared = shared_modules(model)
+    for name in (name for names in plan.groups for name in names if name in shared):
+        raise NotMergeable(f"{name}: {shared[name]}; keep it in the mask")
+
+
+def _linear(
+    model: nn.Module, names: tuple[str, ...], shapes: list[Shape | None], take_out: TakeOut, hoist: bool
+) -> list[fx.GraphModule]:
+    """The linear blocks of a group of sites, which say what they are."""
+    blocks = [model.get_submodule(name) for name in names]
+    try:
+        merged_shape(blocks, names, shapes, hoist)
+        linear = linear_blocks(blocks, names, shapes, take_out, hoist)
+    except NotMergeable as error:
+        raise NotMergeable(f"{'+'.join(names)}: {error}; keep it in the mask") from error
+    channels = channels_of(linear[0], shapes[0])
+    for block in linear:
+        block.meta |= {SITE_KEY: names, CHANNELS_KEY: channels}
+    return linear
 
 
 def check_mask(model: nn.Module, mask: Mask) -> None:
@@ -258,16 +273,10 @@ def check_mask(model: nn.Module, mask: Mask) -> None:
     names = site_names(model)
     strange = [name for name in mask if name not in (*names, *single_activations(model))]
     missing = [name for name in names if name not in mask and not is_foldable(model.get_submodule(name))]
-    if strange or missing:
-        raise MaskMismatch(
-            f"the mask is of another network: {_listed('not sites here', strange)}"
-            f"{_listed('not in the mask', missing)}"
-            f"make one with dslib.find_sites(model).mask(...)"
-        )
-
-
-def _listed(what: str, names: list[str]) -> str:
-    return f"{what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}; " if names else ""
+    wrong = {"not sites here": strange, "not in the mask": missing}
+    listed = "; ".join(f"{what}: {', '.join(n[:5])}{' ...' if len(n) > 5 else ''}" for what, n in wrong.items() if n)
+    if listed:
+        raise MaskMismatch(f"the mask is of another network: {listed}; make one with dslib.find_sites(model).mask(...)")
 
 
 def _wrap_in_fade(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -286,11 +295,8 @@ def _settle_block(block: fx.GraphModule) -> None:
 
 
 def _add_boundary(traced: fx.GraphModule, name: str, boundary: Boundary | Mapping[str, Boundary] | None) -> None:
-    if isinstance(boundary, Mapping):
-        make = boundary.get(name)
-    else:
-        convolutions = sum(is_conv(traced, node) for node in traced.graph.nodes)
-        make = None if convolutions <= 2 or tail(traced) else boundary
+    wanted = tail(traced) == [] and sum(is_conv(traced, node) for node in traced.graph.nodes) > 2
+    make = boundary.get(name) if isinstance(boundary, Mapping) else boundary if wanted else None
     if make is None:
         return
     traced.add_submodule(BOUNDARY, make())

@@ -10,7 +10,7 @@ from conftest import Block, build, randomise_batchnorm, relative
 from torch import nn
 
 import dslib
-from dslib.algebra.blocks import linear_blocks
+from dslib.algebra.linear import linear_blocks
 from dslib.algebra.padding import InteriorBatchNorm2d, PaddingBatchNorm2d
 from dslib.errors import MaskMismatch, NotMergeable
 from dslib.merging import merge_blocks, shrunk_blocks

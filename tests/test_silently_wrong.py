@@ -1,5 +1,6 @@
 """What an adversarial reading found: each of these was once merged wrongly, or crashed. Refused, or right."""
 
+import copy
 import pickle
 
 import pytest
@@ -226,8 +227,10 @@ def test_names_with_dots_do_not_overwrite_each_other(tmp_path):
 
 @torch.no_grad()
 def test_a_pickled_shrunk_network_still_merges(tiny):
+    """Pickled, copied, and pickled again."""
     small = dslib.shrink(tiny, dslib.find_sites(tiny, 32).mask([]))
-    merged = dslib.merge(pickle.loads(pickle.dumps(small)))
+    again = copy.deepcopy(pickle.loads(pickle.dumps(small)))
+    merged = dslib.merge(pickle.loads(pickle.dumps(again)))
     assert not dslib.unmerged(merged)
     assert isinstance(merged.blocks[0], MergedBlock)
     x = torch.randn(1, 3, 32, 32, dtype=torch.float64)

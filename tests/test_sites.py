@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import dslib
-from dslib.algebra.blocks import in_channels, site_names
+from dslib.algebra.blocks import site_names
+from dslib.algebra.forward import in_channels
 from dslib.algebra.tracing import trace
 from dslib.errors import BadConfig, BadRecord, MaskMismatch
 
