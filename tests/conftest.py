@@ -223,14 +223,18 @@ def refused(cli, capsys):
     return run
 
 
-@pytest.fixture
-def npz(tmp_path):
+def write_npz(folder: Path) -> Path:
     """Sixteen-pixel images of two classes that are easy to tell apart."""
     generator = np.random.default_rng(0)
     y = np.arange(160) % 2
     x = (generator.integers(0, 120, (160, 16, 16, 3)) + 120 * y[:, None, None, None]).astype(np.uint8)
-    np.savez(tmp_path / "easy.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
-    return tmp_path / "easy.npz"
+    np.savez(folder / "easy.npz", x_train=x[:128], y_train=y[:128], x_test=x[128:], y_test=y[128:])
+    return folder / "easy.npz"
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return write_npz(tmp_path)
 
 
 def module(path: str):

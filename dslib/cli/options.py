@@ -35,7 +35,7 @@ def argument_texts(source: Callable[..., Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for each in reversed(source.__mro__) if isinstance(source, type) else [source]:
         section = re.search(r"^Args:\n((?: .*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
-        for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE) if section else []:
+        for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE)[1:] if section else []:
             names, _, text = entry.partition(": ")
             texts.update({name.strip(): " ".join(text.split()) for name in names.split(",")})
     return texts

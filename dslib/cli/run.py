@@ -117,7 +117,7 @@ def _config(options: tuple[str, ...], boundary: str | None, **given: Any) -> dsl
 @click.command("eval")
 @click.argument("recipe", type=Path)
 @data_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images a batch.")
 @trust_option
 def eval_command(batch_size: int, **given: Any) -> None:
     """Accuracy of a network (RECIPE, from any other command) on a dataset's validation split."""
