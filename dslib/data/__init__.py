@@ -1,23 +1,11 @@
 """Datasets, their splits, and how training images are augmented.
 
-augmenting     Augmentation whose chance is a function of seed, epoch and image.
-datasets       Datasets by name or path. Small sets are held in memory as uint8, large ones are read as they are used.
-splits         A split of a dataset: batches of normalised images, from memory or from disk.
+datasets     CIFAR-10, Imagenette, ImageNet, digits, your own folder or arrays: by name or path
+splits       a split: batches of normalised images, from memory or from files that are read as they are used
+augmenting   augmentation whose chance is a function of seed, epoch and image
 """
 
 from . import splits
 from .augmenting import chance_of, draws, erased, mixed, rand_augment
 from .datasets import Data, find_file, load_data, load_photos
-from .splits import (
-    Batch,
-    FolderSplit,
-    Split,
-    Told,
-    check_batch_size,
-    collated,
-    deaf,
-    decoded_by,
-    hold_back,
-    normalise,
-    whole,
-)
+from .splits import Batch, Files, FolderSplit, Split, check_batch_size, decoded_by, hold_back, normalise

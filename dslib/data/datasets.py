@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..errors import BadConfig, BadData, first_line, nearest
 from .augmenting import Crops, Shifts
-from .splits import FolderSplit, Split
+from .splits import Files, FolderSplit, Split
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -89,8 +90,8 @@ def load_photos(
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     if not files:
         raise BadData(f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none")
-    chosen = [(files[i], -1) for i in torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]]
-    folder: Any = SimpleNamespace(root=path, samples=chosen, targets=[-1] * len(chosen))
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
+    folder = SimpleNamespace(root=path, samples=[(files[i], -1) for i in order], loader=_open_image)
     return _read_all(folder, _centre(image_size, ""), skip_corrupt)
 
 
@@ -126,14 +127,11 @@ def _cifar10(image_size: int | None) -> Data:
         return _arrays("cifar10", path, image_size)
     from torchvision.datasets import CIFAR10
 
-    cache = data_folders()[-1]
-    try:
-        parts = [CIFAR10(cache, train=train, download=True) for train in (True, False)]
-    except Exception as error:  # urllib, hashing and disk errors alike
-        raise BadData(f"CIFAR-10 is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
     arrays = {}
-    for part, key in zip(parts, ("train", "test"), strict=True):
-        arrays[f"x_{key}"], arrays[f"y_{key}"] = part.data, np.asarray(part.targets)
+    with _downloading("CIFAR-10") as cache:
+        for key in ("train", "test"):
+            part = CIFAR10(cache, train=key == "train", download=True)
+            arrays[f"x_{key}"], arrays[f"y_{key}"] = part.data, np.asarray(part.targets)
     return _from_arrays("cifar10", arrays, image_size)
 
 
@@ -167,9 +165,6 @@ def _array_split(name: str, x: Any, y: Any, size: int) -> Split:
     return Split(images, torch.from_numpy(y).long())
 
 
-_HOW = "go online, or set DSLIB_DATA to a folder that holds it"
-
-
 def _places() -> str:
     return ", ".join(str(folder) for folder in data_folders())
 
@@ -188,13 +183,22 @@ def _find_photos(name: str) -> Path:
         return path
     from torchvision.datasets import Imagenette
 
-    cache = data_folders()[-1]
-    try:
+    with _downloading("Imagenette") as cache:
         cache.mkdir(parents=True, exist_ok=True)
         Imagenette(str(cache), size="160px", download=True)
-    except Exception as error:  # urllib, hashing and disk errors alike
-        raise BadData(f"Imagenette is not in {_places()} and cannot be downloaded ({error}): {_HOW}") from error
     return cache / "imagenette2-160"
+
+
+@contextmanager
+def _downloading(what: str) -> Iterator[Path]:
+    """The folder to download to; BadData for what goes wrong in the block."""
+    try:
+        yield data_folders()[-1]
+    except Exception as error:  # urllib, hashing and disk errors alike
+        raise BadData(
+            f"{what} is not in {_places()} and cannot be downloaded ({error}): "
+            "go online, or set DSLIB_DATA to a folder that holds it"
+        ) from error
 
 
 def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
@@ -211,7 +215,6 @@ def _folder(name: str, path: Path, image_size: int, skip_corrupt: bool) -> Data:
     crop = _centre(image_size, name)
     if large:
         for folder in folders:
-            folder.loader = _open_image
             if skip_corrupt:
                 _drop_corrupt(folder)
         splits: list[Any] = [FolderSplit(folder, _random_crop(image_size, name), crop) for folder in folders]
@@ -230,17 +233,18 @@ def _image_folder(path: Path) -> ImageFolder:
             "each with one folder of images a class"
         )
     try:
-        return ImageFolder(str(path))
+        return ImageFolder(str(path), loader=_open_image)
     except (FileNotFoundError, OSError) as error:
         raise BadData(f"{path}: {str(error).splitlines()[0]}: every class folder needs an image") from error
 
 
-def _read_all(folder: ImageFolder, crop: Any, skip_corrupt: bool) -> Split:
+def _read_all(folder: Any, crop: Any, skip_corrupt: bool) -> Split:
+    files = Files(folder, crop)
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        read = list(pool.map(lambda sample: _read(sample[0], crop), folder.samples))
-    _report_corrupt(folder, [image is not None for image in read], skip_corrupt)
-    whole = [(image, label) for image, label in zip(read, folder.targets, strict=True) if image is not None]
-    return Split(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]))
+        found = list(pool.map(files.__getitem__, range(len(files))))
+    _report_corrupt(folder, [not isinstance(one, str) for one in found], skip_corrupt)
+    images, labels = zip(*(one for one in found if not isinstance(one, str)), strict=True)
+    return Split(torch.stack(images), torch.tensor(labels))
 
 
 def _drop_corrupt(folder: ImageFolder) -> None:
@@ -252,7 +256,7 @@ def _drop_corrupt(folder: ImageFolder) -> None:
     folder.imgs, folder.targets = folder.samples, [label for _, label in folder.samples]
 
 
-def _report_corrupt(folder: ImageFolder, whole: list[bool], skip_corrupt: bool) -> None:
+def _report_corrupt(folder: Any, whole: list[bool], skip_corrupt: bool) -> None:
     corrupt = [path for (path, _), good in zip(folder.samples, whole, strict=True) if not good]
     if corrupt:
         report = f"{len(corrupt)} of {len(whole)} images in {folder.root} cannot be read, the first: {corrupt[0]}"
@@ -261,16 +265,6 @@ def _report_corrupt(folder: ImageFolder, whole: list[bool], skip_corrupt: bool) 
         print(f"warning: {report}; left out")
     if not any(whole):
         raise BadData(f"{folder.root}: no readable image")
-
-
-def _read(path: str, crop: Any) -> Tensor | None:
-    """The image, cropped, (3, S, S) uint8; None if it cannot be read."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    try:
-        return crop(pil_to_tensor(_open_image(path)))
-    except BadData:
-        return None
 
 
 def _open_image(path: str) -> Image.Image:

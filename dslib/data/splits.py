@@ -6,7 +6,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,79 @@ class Split:
 
     def first(self, count: int, seed: int = 0) -> Split:
         """A random part of `count` images, the same for the same seed."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return replace(self, images=self.images[order], labels=self.labels[order])
+        return self.part(_mixed(len(self), seed)[:count])
+
+    def part(self, chosen: Tensor) -> Split:
+        """The images with these indices."""
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+
+@dataclass
+class Files(Dataset[Any]):
+    """The image files of a folder, (3, H, W) uint8 each with its label; a text for one that cannot be read.
+
+    Raised in a worker process, an error would come with pages of traceback.
+
+    Args:
+        folder: as torchvision's `ImageFolder`; its `loader` raises BadData.
+        crop: what is done to each image, uint8 of any size.
+    """
+
+    folder: Any
+    crop: Any
+
+    def __len__(self) -> int:
+        return len(self.folder.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
+        from torchvision.transforms.v2.functional import pil_to_tensor
+
+        path, label = self.folder.samples[index]
+        try:
+            return self.cropped(index, pil_to_tensor(self.folder.loader(path))), label
+        except BadData as error:
+            return str(error)
+
+    def cropped(self, index: int, image: Tensor) -> Tensor:
+        """The image, cropped; augmented where a subclass says so."""
+        return self.crop(image)
+
+    def batches(self, batches: list[list[int]], workers: int, pin_memory: bool = False) -> Iterator[Batch]:
+        """Batches of these images and labels, decoded in worker processes.
+
+        Raises:
+            BadData: if an image cannot be read.
+        """
+        from torch.utils.data import DataLoader
+
+        loader = DataLoader(
+            self,
+            batch_sampler=batches,
+            num_workers=0 if "openvino" in sys.modules else workers,  # after OpenVINO ran, a forked worker can crash
+            worker_init_fn=_ignore_signals,
+            collate_fn=_collated,
+            generator=torch.Generator(),  # its own: the caller's random numbers go on
+            pin_memory=pin_memory,
+        )
+        for found in loader:
+            if isinstance(found, str):
+                raise BadData(found)
+            yield found
+
+
+def _ignore_signals(_: int) -> None:
+    """Let a worker leave signals to the training, which saves its state and then ends the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _collated(found: list[Any]) -> Any:
+    """A batch; or the first text in it."""
+    broken = next((one for one in found if isinstance(one, str)), None)
+    if broken is not None:
+        return broken
+    images, labels = zip(*found, strict=True)
+    return torch.stack(images), torch.tensor(labels)
 
 
 @dataclass(frozen=True)
@@ -78,60 +149,19 @@ class FolderSplit:
 
     def batches(self, batch_size: int, order: Tensor | None = None) -> Iterator[Batch]:
         """As `Split.batches`, decoding in worker processes."""
-        from torch.utils.data import DataLoader, Subset
-
-        told = Told(_with_transform(self.folder, self.resize))
-        chosen = Subset(told, range(len(self)) if order is None else order.tolist())
-        workers = 0 if "openvino" in sys.modules else self.workers  # after OpenVINO ran, forking a worker can crash
-        loader = DataLoader(chosen, batch_size, num_workers=workers, worker_init_fn=deaf, collate_fn=collated)
-        for images, labels in whole(loader):
+        order = torch.arange(len(self)) if order is None else order
+        chosen = [part.tolist() for part in order.split(batch_size)]
+        for images, labels in Files(self.folder, self.resize).batches(chosen, self.workers):
             yield normalise(images), labels
 
     def first(self, count: int, seed: int = 0) -> Split:
         """A random part of `count` images, in memory."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        folder = _with_transform(self.folder, self.resize)
-        images = torch.stack([folder[int(i)][0] for i in order])
-        return Split(images, torch.tensor([self.folder.targets[int(i)] for i in order]))
+        return Split(*next(Files(self.folder, self.resize).batches([_mixed(len(self), seed)[:count].tolist()], 0)))
 
 
-class Told(Dataset[Any]):
-    """A dataset of which an image that cannot be read is a text that says so.
-
-    Raised in a worker process, an error would come with pages of traceback.
-
-    Args:
-        images: index -> image and label; raises BadData.
-    """
-
-    def __init__(self, images: Any) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self._images[index]
-        except BadData as error:
-            return str(error)
-
-
-def collated(found: list[Any]) -> Any:
-    """A batch of a `Told` dataset; or the first text in it."""
-    broken = next((one for one in found if isinstance(one, str)), None)
-    if broken is not None:
-        return broken
-    images, labels = zip(*found, strict=True)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def whole(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Batches from `collated`, in the process that asked for them; raises BadData for a text."""
-    for found in batches:
-        if isinstance(found, str):
-            raise BadData(found)
-        yield found
+def _mixed(count: int, seed: int) -> Tensor:
+    """0 to count - 1 in an order that depends on the seed only."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
@@ -144,20 +174,13 @@ def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
         raise BadData("expected a dataset that is held in memory, to hold images back; this one is read from disk")
     if len(train) <= count:
         raise BadData(f"expected more than {count} training images, to hold that many back; found {len(train)}")
-    mixed = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).split([count, len(train) - count])
-    held, rest = (replace(train, images=train.images[part], labels=train.labels[part]) for part in mixed)
-    return rest, held
+    mixed = _mixed(len(train), 0)
+    return train.part(mixed[count:]), train.part(mixed[:count])
 
 
 def decoded_by(split: Split | FolderSplit, workers: int | None) -> Split | FolderSplit:
     """The split, decoded by so many processes where it is read from disk; None leaves it as it is."""
     return split if workers is None or isinstance(split, Split) else replace(split, workers=workers)
-
-
-def deaf(_: int) -> None:
-    """Let a worker leave signals to the training, which saves its state and then ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _usual_workers() -> int:
@@ -186,13 +209,3 @@ def check_batch_size(batch_size: int, split: Sized) -> None:
         raise BadConfig(
             f"batch_size {batch_size} is larger than the split of {len(split)} images: choose a smaller one"
         )
-
-
-def _with_transform(folder: ImageFolder, crop: Any) -> ImageFolder:
-    from copy import copy
-
-    from torchvision.transforms import v2
-
-    new = copy(folder)
-    new.transform = v2.Compose([v2.PILToTensor(), crop])
-    return new

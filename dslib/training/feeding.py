@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ..data import (
     Batch,
     Data,
+    Files,
     FolderSplit,
     Split,
-    Told,
     chance_of,
     check_batch_size,
-    collated,
-    deaf,
     draws,
     erased,
     mixed,
     normalise,
     rand_augment,
-    whole,
 )
 from ..errors import BadConfig
 from . import processes
 from .settings import Train
 
 if TYPE_CHECKING:
-    from torchvision.datasets import ImageFolder
+    pass
 
 
 class Feed:
@@ -102,20 +97,9 @@ class Feed:
         assert isinstance(split, FolderSplit)
         policy = rand_augment(config.rand_augment) if config.augment and config.rand_augment else None
         crop = split.augment if config.augment else split.resize
-        files = Told(_Files(split.folder, crop, policy, config.seed, epoch))
+        files = _AugmentedFiles(split.folder, crop, policy, config.seed, epoch)
         workers = split.workers if config.workers is None else config.workers
-        if "openvino" in sys.modules:  # after OpenVINO ran, forking a worker can crash
-            workers = 0
-        loader = DataLoader(
-            files,
-            batch_sampler=pieces.tolist(),
-            num_workers=workers,
-            worker_init_fn=deaf,
-            collate_fn=collated,
-            generator=torch.Generator(),
-            pin_memory=self.device.type == "cuda",
-        )
-        yield from whole(loader)
+        yield from files.batches(pieces.tolist(), workers, pin_memory=self.device.type == "cuda")
 
     def _finished(self, epoch: int, chosen: Tensor, images: Tensor, labels: Tensor) -> Batch:
         """On the device, normalised, erased, mixed."""
@@ -155,25 +139,17 @@ def _one_by_one(images: Tensor, policy: Any, seed: int, epoch: int, chosen: Tens
 
 
 @dataclass
-class _Files(Dataset[Any]):
+class _AugmentedFiles(Files):
     """Images of a folder, cropped and augmented each by its own chance."""
 
-    folder: ImageFolder
-    crop: Any
     policy: Any
     seed: int
     epoch: int
 
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def cropped(self, index: int, image: Tensor) -> Tensor:
+        """The image, cropped and augmented."""
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-        path, label = self.folder.samples[index]
-        image = self.folder.loader(path)
         with chance_of(self.seed, self.epoch, index):
-            cropped = self.crop(pil_to_tensor(image))
-            if self.policy is not None:
-                cropped = pil_to_tensor(self.policy(to_pil_image(cropped)))
-            return cropped, label
+            cropped = self.crop(image)
+            return cropped if self.policy is None else pil_to_tensor(self.policy(to_pil_image(cropped)))

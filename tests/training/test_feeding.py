@@ -168,10 +168,10 @@ def test_evaluations_decode_with_as_many_workers_as_the_training(folder, monkeyp
     dslib.finetune(model, data, None, dslib.Finetune(**few))
     boost(model, data, Boost(**few))
     pretrain(model, data, dslib.Run("x", "x", 1, pretrain=Train(**few)), head_only=False)
-    assert seen == [0, 0, 0]
+    assert set(seen) == {0}
     dslib.evaluate(model, data.val)
     assert data.val.workers > 0
-    assert seen[3] == (0 if "openvino" in sys.modules else data.val.workers)  # another test may have loaded it
+    assert seen[-1] == (0 if "openvino" in sys.modules else data.val.workers)  # another test may have loaded it
 
 
 @MANY
