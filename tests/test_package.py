@@ -21,6 +21,7 @@ from dslib.bench.points import table
 from dslib.errors import BadConfig, BadModel, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
+SMALL = {"width_mult": 0.1}
 # Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
 LAYERS = [
     "errors",
@@ -51,19 +52,25 @@ LAYERS = [
 ]
 
 
-def imported(place: str) -> set[str]:
-    """What a top-level module or a package imports of the others."""
-    folder = FOLDER / place
-    files = sorted(folder.rglob("*.py")) if folder.is_dir() else [FOLDER / f"{place}.py"]
-    found: set[str] = set()
-    for file in files:
-        depth = len(file.relative_to(FOLDER).parts)  # so many dots lead to dslib itself
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == depth:
-                found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("dslib."):
-                found.add(node.module.split(".")[1])
-    return found
+SOURCES = {file.relative_to(FOLDER): ast.parse(file.read_text()) for file in sorted(FOLDER.rglob("*.py"))}
+
+
+def imports(file: Path) -> list[tuple[str, ...]]:
+    """What a file imports of the rest of the package: paths of modules or names, from dslib on."""
+    found = []
+    for node in ast.walk(SOURCES[file]):
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = ("dslib", *file.parts)[: -node.level] if node.level else ()
+            base = (*above, *(node.module or "").split(".")) if node.module else above
+            found += [(*base, alias.name) for alias in node.names]
+    return [path[1:] for path in found if path[0] == "dslib"]
+
+
+def of(place: str) -> list[Path]:
+    """The files of a package or top-level module."""
+    return [file for file in SOURCES if file.parts[0] == place or (file.stem == place and len(file.parts) == 1)]
 
 
 def test_every_module_has_its_layer():
@@ -76,13 +83,33 @@ def test_the_file_list_is_the_method():
 
 @pytest.mark.parametrize("place", LAYERS)
 def test_modules_import_only_from_lower_layers(place):
-    """Downwards only; so no two packages import each other either."""
-    assert imported(place) <= set(LAYERS[: LAYERS.index(place)])
+    """Downwards only; so no two packages import each other either, and none but the command line all of dslib."""
+    found = {path[0] if path else "dslib" for file in of(place) for path in imports(file)} - {place}
+    assert found - ({"dslib"} if place == "cli" else set()) <= set(LAYERS[: LAYERS.index(place)])
+
+
+def test_a_package_is_entered_by_its_map():
+    """Its modules are private to it: from outside, only what its `__init__` names is imported."""
+    for file in (file for file in SOURCES if "bench" not in str(file)):
+        for path in imports(file):
+            if path and path[0] != file.parts[0] and (FOLDER / path[0]).is_dir() and path[0] != "cli":
+                assert len(path) == 2, f"{file} imports {'.'.join(path)}"
+                assert hasattr(importlib.import_module(f"dslib.{path[0]}"), path[1]), f"{file}: {path}"
+
+
+def test_functions_are_read_at_a_glance():
+    """Under 80 lines without their docstrings; none hides behind a formatter that is switched off."""
+    for file, tree in ((file, tree) for file, tree in SOURCES.items() if "bench" not in str(file)):
+        assert "fmt: " + "skip" not in (FOLDER / file).read_text(), file
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                told = node.body[0] if ast.get_docstring(node) else None
+                lines = node.end_lineno - node.lineno + 1 - (told.end_lineno - told.lineno + 1 if told else 0)
+                assert lines < 80, f"{file}: {node.name} has {lines} lines"
 
 
 def test_records_need_no_torch():
-    tree = ast.parse((FOLDER / "records.py").read_text())
-    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names = {a.name for n in ast.walk(SOURCES[Path("records.py")]) if isinstance(n, ast.Import) for a in n.names}
     assert "torch" not in names
 
 
@@ -179,9 +206,9 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 @torch.no_grad()
 def test_recipes_rebuild_networks_without_running_code(tmp_path):
-    model, _ = dslib.load_model("resnet18", list("abc"))
-    mask = dslib.find_sites(model, 32).mask(["layer1.0"])
-    recipe = dslib.Recipe("resnet18", tuple("abc"), 32, {}, dict(mask), "ReLU6")
+    model, _ = dslib.load_model("mobilenet_v2", list("abc"), options=SMALL)
+    mask = dslib.find_sites(model, 32).mask(["features.3"])
+    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 32, SMALL, dict(mask), "ReLU6")
     small = dslib.shrink(model, mask, torch.nn.ReLU6, 32).eval()
     merged, merged_recipe = recipe.merge_into(small)
     x = torch.randn(2, 3, 32, 32)
@@ -190,7 +217,7 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
         found, read = dslib.load(tmp_path / "net.json")
         assert read == written
         assert torch.equal(found(x), network(x))
-    part, part_recipe = recipe.merge_into(small, ["layer1.1"])
+    part, part_recipe = recipe.merge_into(small, ["features.4"])
     whole, whole_recipe = part_recipe.merge_into(part)
     assert set(whole_recipe.merged) == set(merged_recipe.merged)
     dslib.save(tmp_path / "whole.json", whole, whole_recipe)
@@ -215,11 +242,11 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
 
 
 def test_a_partly_merged_network_goes_on_with_the_same_borders():
-    model = dslib.load_model("resnet50").model
+    model = dslib.load_model("mobilenet_v2", options=SMALL).model
     mask = dslib.find_sites(model, 64).mask([])
-    recipe = dslib.Recipe("resnet50", tuple("abc"), 64, {}, dict(mask), hoist=False)
+    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 64, SMALL, dict(mask), hoist=False)
     small = dslib.shrink(model, mask, image_size=64, hoist=False)
-    part, part_recipe = recipe.merge_into(small, ["layer1.1"], border_size=64)
+    part, part_recipe = recipe.merge_into(small, ["features.4"], border_size=64)
     with pytest.raises(BadConfig, match="part of it was merged with borders for image size 64, found None"):
         part_recipe.merge_into(part)
 
