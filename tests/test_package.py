@@ -21,7 +21,7 @@ from dslib.bench.points import table
 from dslib.errors import BadConfig, BadModel, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
-SMALL = {"width_mult": 0.1}
+SMALL = {"width_mult": 0.1, "inverted_residual_setting": [[1, 8, 1, 1], [2, 16, 3, 2]]}
 # Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
 LAYERS = [
     "errors",
@@ -207,7 +207,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 @torch.no_grad()
 def test_recipes_rebuild_networks_without_running_code(tmp_path):
     model, _ = dslib.load_model("mobilenet_v2", list("abc"), options=SMALL)
-    mask = dslib.find_sites(model, 32).mask(["features.3"])
+    mask = dslib.find_sites(model, 32).mask(["features.2"])
     recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 32, SMALL, dict(mask), "ReLU6")
     small = dslib.shrink(model, mask, torch.nn.ReLU6, 32).eval()
     merged, merged_recipe = recipe.merge_into(small)
@@ -217,7 +217,7 @@ def test_recipes_rebuild_networks_without_running_code(tmp_path):
         found, read = dslib.load(tmp_path / "net.json")
         assert read == written
         assert torch.equal(found(x), network(x))
-    part, part_recipe = recipe.merge_into(small, ["features.4"])
+    part, part_recipe = recipe.merge_into(small, ["features.3"])
     whole, whole_recipe = part_recipe.merge_into(part)
     assert set(whole_recipe.merged) == set(merged_recipe.merged)
     dslib.save(tmp_path / "whole.json", whole, whole_recipe)
@@ -246,7 +246,7 @@ def test_a_partly_merged_network_goes_on_with_the_same_borders():
     mask = dslib.find_sites(model, 64).mask([])
     recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 64, SMALL, dict(mask), hoist=False)
     small = dslib.shrink(model, mask, image_size=64, hoist=False)
-    part, part_recipe = recipe.merge_into(small, ["features.4"], border_size=64)
+    part, part_recipe = recipe.merge_into(small, ["features.3"], border_size=64)
     with pytest.raises(BadConfig, match="part of it was merged with borders for image size 64, found None"):
         part_recipe.merge_into(part)
 
