@@ -22,7 +22,7 @@ from ..data import Data
 from ..errors import BadConfig, BadModel
 from ..measuring import PRECISIONS, RUNTIMES, pick_device, this_machine
 from ..records import Record, commit
-from ..training import Log, processes
+from ..training import Log, processes, remove_state
 
 Command = Callable[..., Any]
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "Path": Path}
@@ -194,11 +194,24 @@ def log_for(curves: Path | None, tensorboard: bool) -> Log:
     return Log(curves, tensorboard, click.echo)
 
 
-def keep_record(name: str, out: Path, config: Any, values: Mapping[str, Any], device: torch.device) -> None:
-    """Write <out>.record.json beside what a training made: command, settings, history, machine."""
+def partial_of(out: Path) -> Path:
+    """Where the state of a training lies until `out` is made."""
+    return out.with_name(f"{out.name.removesuffix('.json')}.partial.safetensors")
+
+
+def keep(
+    save: Callable[[], object], name: str, out: Path, config: Any, values: Mapping[str, Any], device: torch.device
+) -> None:
+    """Save what a training made, and <out>.record.json beside it; its state goes."""
     command = shlex.join(["dslib", *sys.argv[1:]])
-    record = Record(name, command, asdict(config), dict(values), this_machine(device), commit())
-    record.save(out.with_name(f"{out.name.removesuffix('.json')}.record.json"))
+
+    def write() -> None:
+        save()
+        record = Record(name, command, asdict(config), dict(values), this_machine(device), commit())
+        record.save(out.with_name(f"{out.name.removesuffix('.json')}.record.json"))
+        remove_state(partial_of(out))
+
+    processes.on_rank_zero(write)
 
 
 def next_step(path: Path, model: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: `dslib run`, all stages in one, and `dslib eval`."""
+"""The command line: `dslib run`, all stages in one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,8 @@ import dslib
 from ..errors import BadConfig
 from ..records import as_options, read_json
 from ..running import CALIBRATED, FADING, trial
-from ..training import Log, loss_of, predict, processes, top1
-from .options import (
-    call,
-    data_options,
-    network_options,
-    next_step,
-    of_recipe,
-    options_of,
-    out_option,
-    parse_options,
-    trust_option,
-)
+from ..training import Log, processes
+from .options import data_options, network_options, next_step, options_of, out_option, parse_options
 
 OWN = ("k", "seed")  # given once for a whole run, not per stage
 STAGES = {"pretrain": dslib.Run.pretrain, "search": dslib.Run.search, "finetune": FADING}  # and their defaults
@@ -112,22 +102,6 @@ def _config(options: tuple[str, ...], boundary: str | None, **given: Any) -> dsl
         stages[stage] = type(default)(**{name: given.pop(f"{stage}_{name}") for name in names})
     boundary = None if boundary == "none" else boundary
     return dslib.Run(options=parse_options(options), boundary=boundary, **stages, **given)
-
-
-@click.command("eval")
-@click.argument("recipe", type=Path)
-@data_options
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Images a batch.")
-@trust_option
-def eval_command(batch_size: int, **given: Any) -> None:
-    """Accuracy of a network (RECIPE, from any other command) on a dataset's validation split."""
-    network, data, _ = call(of_recipe, given)
-    logits = predict(network, data.val, batch_size)
-    accuracy, loss = top1(logits, data.val), loss_of(logits, data.val)
-    Log(echo=click.echo).say(
-        f"accuracy {accuracy:.2%}, cross-entropy {loss:.4f}, on {len(data.val)} images of {data.image_size} px"
-    )
-    processes.finish()
 
 
 def as_time(hours: float | str) -> str:

@@ -10,7 +10,7 @@ import click
 from ..errors import DslibError, first_line
 from .lazy import LazyGroup, commands_in
 
-VERBS = commands_in(*(f"dslib.cli.{module}" for module in ("stages", "plan", "calibrate", "run", "bench")))
+VERBS = commands_in(*(f"dslib.cli.{module}" for module in ("commands", "run", "bench")))
 
 
 @click.group(
