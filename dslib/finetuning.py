@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .algebra import BOUNDARY
 from .data import Data, decoded_by
-from .errors import BadConfig, BadModel
+from .errors import BadConfig, BadModel, ranged
 from .merging import shrunk_blocks
 from .models import digest
 from .shrinking import set_fade, settle
@@ -34,22 +34,10 @@ class Finetune(Train):
             activation and relative to their variance; 0 is none.
     """
 
-    alpha: float = 0.7
-    temperature: float = 1.0
-    fade: float = 0.5
-    features: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise BadConfig(f"alpha: expected 0 to 1, found {self.alpha}")
-        if not self.temperature > 0:
-            raise BadConfig(f"temperature: expected more than 0, found {self.temperature}")
-        if not 0 < self.fade < 1:
-            raise BadConfig(f"fade: expected between 0 and 1, found {self.fade}")
-        if not self.features >= 0:
-            raise BadConfig(f"features: expected 0 or more, found {self.features}")
+    alpha: float = ranged(0.7, "0 to 1")
+    temperature: float = ranged(1.0, "more than 0")
+    fade: float = ranged(0.5, "between 0 and 1")
+    features: float = ranged(0.0, "0 or more")
 
 
 #: name -> settings of a recipe: usual, or gentle for what is nearly right (no augmentation, BatchNorm frozen)

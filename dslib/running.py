@@ -1,13 +1,11 @@
 """The whole way, from a network and a dataset to a merged network and a record; every stage can be taken up again.
 
-What was made once is kept in files and loaded ever after (`Stages`). A dry run (`trial`) takes a few real steps of
+What a stage made is kept in files and loaded ever after. A dry run (`trial`) takes a few real steps of
 each training and says what the whole would take; it writes nothing.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +21,7 @@ from . import records, saving
 from .algebra import fold
 from .calibrating import Calibrate, calibrate
 from .data import Data, Split, check_batch_size, decoded_by, load_data
-from .errors import BadConfig
+from .errors import BadConfig, Settings, ranged
 from .finetuning import Finetune, check_teacher, finetune
 from .measuring import (
     count_macs,
@@ -41,72 +39,13 @@ from .ranking import Importances, rank
 from .saving import Recipe, activation
 from .searching import Search, search
 from .shrinking import fade, shrink
-from .sites import Mask, find_sites
+from .sites import Mask, Sites, find_sites
 from .training import FREE, Enough, Log, Train, claimed, evaluate, predict, processes, remove_state, top1, train
 
 if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
-
-
-class Stages:
-    """Results kept in files of a folder.
-
-    Args:
-        out: the folder.
-        echo: is told of every stage.
-        model: name of the network that they are of.
-    """
-
-    def __init__(self, out: Path, echo: Callable[[str], None], model: str) -> None:
-        self.out, self.echo, self._model = out, echo, model
-
-    def file(self, name: str, load: Callable[[Path], Any], make: Callable[[], Any], together: bool = False) -> Any:
-        """What `load` reads from <name>.json; made, and saved by its own `save`, if it is not there.
-
-        `together`: all processes make it, and all the same; else the first does.
-        """
-        return self._once(name, load, make, lambda path, made: made.save(path), together)
-
-    def network(
-        self, name: str, make: Callable[[], tuple[nn.Module, Recipe]], together: bool = False
-    ) -> tuple[nn.Module, Recipe]:
-        """The same for a network and its recipe."""
-        load = partial(saving.load, trust=self._model)
-        model, recipe = self._once(name, load, make, lambda path, made: saving.save(path, *made), together)
-        return model.eval(), recipe
-
-    def seconds(self) -> dict[str, float]:
-        """Stage -> wall time in seconds of the call that ended it."""
-        path = self.out / "seconds.json"
-        return records.read_json(path) if path.exists() else {}
-
-    def _once(
-        self,
-        name: str,
-        load: Callable[[Path], T],
-        make: Callable[[], T],
-        save: Callable[[Path, T], Any],
-        together: bool,
-    ) -> T:
-        path = self.out / f"{name}.json"
-        if processes.on_rank_zero(path.exists):
-            self.echo(f"{name}: taken from {path}")
-            return load(path)
-        self.echo(f"{name} ...")
-        started = time.perf_counter()
-
-        def keep(made: T) -> None:
-            records.write_json(self.out / "seconds.json", self.seconds() | {name: time.perf_counter() - started})
-            save(path, made)
-
-        if together or processes.count() == 1:
-            made = make()
-            processes.on_rank_zero(lambda: keep(made))
-            return made
-        processes.on_rank_zero(lambda: keep(make()))
-        return load(path)
 
 
 def compare(networks: Mapping[str, nn.Module], data: Data, batch_size: int, rounds: int) -> dict[str, Any]:
@@ -169,7 +108,7 @@ CALIBRATED = Finetune(epochs=3, lr=0.003, batch_size=64, augment=False, freeze_b
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Settings):
     """Settings of a whole run; defaults suit a laptop and ten classes, not ImageNet (see `Search`, `Finetune`).
 
     Args:
@@ -202,20 +141,17 @@ class Run:
     pretrain: Train = Train(epochs=10, lr=0.2, batch_size=64, warmup=1)
     search: Search = Search(epochs=3, lr=0.04, batch_size=64, anneal=0.8, latency_weight=0.03)
     finetune: Finetune | None = None
-    batch_size: int = 32
-    rounds: int = 40
+    batch_size: int = ranged(32, "1 or more")
+    rounds: int = ranged(40, "1 or more")
     device: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Hand k and seed down to the stages; check what needs no network."""
+        super().__post_init__()
         activation(self.boundary)
         if self.calibrate and self.boundary:
             raise BadConfig("a calibrated network has no boundary activation: leave it out")
-        if not self.rounds > 0:
-            raise BadConfig(f"rounds: expected 1 or more, found {self.rounds}")
-        if not self.batch_size > 0:
-            raise BadConfig(f"batch_size: expected 1 or more, found {self.batch_size}")
         object.__setattr__(self, "finetune", self.finetune or (CALIBRATED if self.calibrate else FADING))
         for name, changes in (("pretrain", {}), ("search", {"k": self.k}), ("finetune", {})):
             object.__setattr__(self, name, replace(getattr(self, name), seed=self.seed, **changes))
@@ -240,97 +176,182 @@ def run(config: Run, out: Path | str, echo: Callable[[str], None] = print, tenso
     out = Path(out)
     device = processes.start(pick_device(config.device))
     with claimed(out, folder=True):
-        return _run(config, out, device, Log(out, tensorboard, echo))
+        processes.on_rank_zero(lambda: _claim(out, config))
+        job = _Job(config, out, device, Log(out, tensorboard, echo))
+        outcome = job.calibrate_first() if config.calibrate else job.train_from_fade()
+        return processes.on_rank_zero(lambda: job.judge(*outcome))
 
 
-def _run(config: Run, out: Path, device: torch.device, log: Log) -> records.Record:
-    processes.on_rank_zero(lambda: _claim(out, config))
-    tune_allocator()
-    torch.manual_seed(config.seed)
-    data = processes.first_per_machine(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
-    stage = Stages(out, log.say, config.model)
-    model, recipe = stage.network("original", lambda: _original(config, data, device, out, log), together=True)
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sites = find_sites(model, data.image_size, config.single)
-    sites.check_k(config.k)
-    boundary = activation(config.boundary)
-    cost = stage.file("cost", CostTable.load, lambda: profile(model, sites, config.batch_size, boundary))
-    settings = Calibrate(seed=config.seed)
+Built = tuple[nn.Module, Recipe]
+Outcome = tuple[Importances, Mask, tuple[str, ...], nn.Module, nn.Module]  # with sites merged; shrunk, and merged
 
-    def stage1() -> Importances:
-        if config.calibrate:
-            images = data.train.first(RANKED_IMAGES, config.seed)
-            log.say(f"ranking {len(sites.mergeable)} sites on {len(images)} images, one calibration each")
-            return rank(model, sites, images, settings)
-        return search(model, data, sites, cost, config.search, out / "search.partial.safetensors", log)
 
-    found = stage.file("search", Importances.load, stage1, together=not config.calibrate)
-    mask = found.mask(config.k)
-    processes.on_rank_zero(lambda: mask.save(out / "mask.json"))
-    log.say(repr(mask))
-    shrunk_recipe = replace(recipe, mask=dict(mask), boundary=config.boundary)
-    blocks = {site.name for site in sites if site.convolutions}
-    merging = tuple(n for n in (mask.removed if config.calibrate else cost.worth_merging(mask)) if n in blocks)
-    shrunk_recipe = replace(shrunk_recipe, merged=merging if config.calibrate else ())
+class _Job:
+    """A run in its folder: what a stage made is kept there, and loaded ever after.
 
-    def calibrated() -> tuple[nn.Module, Recipe]:
-        images = data.train.first(CALIBRATION_IMAGES, config.seed)
-        log.say(f"calibrating on {len(images)} images")
-        return calibrate(model, mask, images, settings).model, shrunk_recipe
+    Made, it has the data, the original network, and what each of its sites costs.
+    """
 
-    start = stage.network("calibrated", calibrated)[0] if config.calibrate else None
+    def __init__(self, config: Run, out: Path, device: torch.device, log: Log) -> None:
+        self.config, self.out, self.device, self.log = config, out, device, log
+        tune_allocator()
+        torch.manual_seed(config.seed)
+        self.data = _data(config)
+        self.model, self.recipe = self.network("original", self._original, together=True)
+        self.model = _moved(self.model, device)
+        self.sites = find_sites(self.model, self.data.image_size, config.single)
+        self.sites.check_k(config.k)
+        self.blocks = {site.name for site in self.sites if site.convolutions}  # a single activation has none to merge
+        self.boundary = activation(config.boundary)
+        self.cost = self.stage("cost", CostTable.load, self._costs)
 
-    def stage2() -> tuple[nn.Module, Recipe]:
-        small = fade(model, mask, boundary, data.image_size) if start is None else start.to(device)
-        done = finetune(small, data, model, config.finetune, out / "finetune.partial.safetensors", log)
-        processes.on_rank_zero(lambda: records.write_json(out / "finetune.json", {"history": done.history}))
-        return done.model, shrunk_recipe
+    def train_from_fade(self) -> Outcome:
+        """Search; let the activations of removed sites fade out in the finetuning; merge what is quicker merged."""
+        found = self.stage("search", Importances.load, self._searched, together=True)
+        mask = self._mask(found)
+        merging = tuple(name for name in self.cost.worth_merging(mask) if name in self.blocks)
+        recipe = replace(self.recipe, mask=dict(mask), boundary=self.config.boundary)
+        small = self._finetuned(fade(self.model, mask, self.boundary, self.data.image_size), recipe)
+        merged, _ = self.network("merged", lambda: recipe.merge_into(small, merging))
+        return found, mask, merging, small, merged
 
-    small, _ = stage.network("shrunk", stage2, together=True)
-    merged, _ = stage.network(
-        "merged", lambda: (small, shrunk_recipe) if config.calibrate else shrunk_recipe.merge_into(small, merging)
-    )
-    networks = {"original": model, "shrunk": small.to(device), "merged": merged.to(device)}
+    def calibrate_first(self) -> Outcome:
+        """Rank; calibrate, which merges all that is removed; finetune that."""
+        found = self.stage("search", Importances.load, self._ranked)
+        mask = self._mask(found)
+        merging = tuple(name for name in mask.removed if name in self.blocks)
+        recipe = replace(self.recipe, mask=dict(mask), merged=merging)
+        start, _ = self.network("calibrated", lambda: (self._calibrated(mask), recipe))
+        small = self._finetuned(start.to(self.device), recipe)
+        merged, _ = self.network("merged", lambda: (small, recipe))
+        return found, mask, merging, small, merged
 
-    def judged() -> records.Record:
+    def judge(
+        self, found: Importances, mask: Mask, merging: tuple[str, ...], shrunk: nn.Module, merged: nn.Module
+    ) -> records.Record:
+        """Measure the networks and write the record; the states of trainings that ended go."""
+        config = self.config
+        networks = {"original": self.model, "shrunk": shrunk, "merged": merged.to(self.device)}
         values = {
             "k": mask.k,
             "removed": list(mask.removed),
             "merged": list(merging),
             "processes": processes.started(),
-            "seconds": stage.seconds(),
-            **compare(networks, data, config.batch_size, config.rounds),
-            "cost": asdict(cost),
+            "seconds": self._seconds(),
+            **compare(networks, self.data, config.batch_size, config.rounds),
+            "cost": asdict(self.cost),
             "found": found.as_json(),
-            **records.read_json(out / "finetune.json"),
+            **records.read_json(self.out / "finetune.json"),
         }
-        record = records.Record("run", _command(config), asdict(config), values, this_machine(device), records.commit())
-        record.save(out / "record.json")
+        machine, commit = this_machine(self.device), records.commit()
+        record = records.Record("run", _command(config), asdict(config), values, machine, commit)
+        record.save(self.out / "record.json")
         for name in ("original", "search", "finetune"):
-            remove_state(out / f"{name}.partial.safetensors")
+            remove_state(self._state(name))
         return record
 
-    return processes.on_rank_zero(judged)
+    def stage(
+        self,
+        name: str,
+        load: Callable[[Path], T],
+        make: Callable[[], T],
+        together: bool = False,
+        save: Callable[[Path, Any], object] = lambda path, made: made.save(path),
+    ) -> T:
+        """What `load` reads from <name>.json; made and saved if it is not there.
+
+        `together`: all processes make it, and all the same; else the first does, and the others load it.
+        """
+        path = self.out / f"{name}.json"
+        if processes.on_rank_zero(path.exists):
+            self.log.say(f"{name}: taken from {path}")
+            return load(path)
+        self.log.say(f"{name} ...")
+        started = time.perf_counter()
+
+        def keep(made: T) -> None:
+            records.write_json(self.out / "seconds.json", self._seconds() | {name: time.perf_counter() - started})
+            save(path, made)
+
+        if together or processes.count() == 1:
+            made = make()
+            processes.on_rank_zero(lambda: keep(made))
+            return made
+        processes.on_rank_zero(lambda: keep(make()))
+        return load(path)
+
+    def network(self, name: str, make: Callable[[], Built], together: bool = False) -> Built:
+        """The same for a network, which is in eval then, and its recipe."""
+        load = partial(saving.load, trust=self.config.model)
+        model, recipe = self.stage(name, load, make, together, lambda path, made: saving.save(path, *made))
+        return model.eval(), recipe
+
+    def _seconds(self) -> dict[str, float]:
+        """Stage -> wall time in seconds of the call that ended it."""
+        path = self.out / "seconds.json"
+        return records.read_json(path) if path.exists() else {}
+
+    def _state(self, training: str) -> Path:
+        return self.out / f"{training}.partial.safetensors"
+
+    def _original(self) -> Built:
+        """The network to shrink, trained as far as its weights are not."""
+        config, data = self.config, self.data
+        model, trained, _ = _load(config, data, self.device)  # refuses a wrong k before hours of training
+        if trained:
+            self.log.say("the weights are for these classes: nothing is trained before the search")
+        else:
+            pretrain(model, data, config, config.weights != "none", self._state("original"), self.log)
+        check_teacher(model, data)  # before it is saved as what to search and to learn from
+        return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
+
+    def _costs(self) -> CostTable:
+        return profile(self.model, self.sites, self.config.batch_size, self.boundary)
+
+    def _searched(self) -> Importances:
+        return search(self.model, self.data, self.sites, self.cost, self.config.search, self._state("search"), self.log)
+
+    def _ranked(self) -> Importances:
+        images = self.data.train.first(RANKED_IMAGES, self.config.seed)
+        self.log.say(f"ranking {len(self.sites.mergeable)} sites on {len(images)} images, one calibration each")
+        return rank(self.model, self.sites, images, Calibrate(seed=self.config.seed))
+
+    def _mask(self, found: Importances) -> Mask:
+        mask = found.mask(self.config.k)
+        processes.on_rank_zero(lambda: mask.save(self.out / "mask.json"))
+        self.log.say(repr(mask))
+        return mask
+
+    def _calibrated(self, mask: Mask) -> nn.Module:
+        images = self.data.train.first(CALIBRATION_IMAGES, self.config.seed)
+        self.log.say(f"calibrating on {len(images)} images")
+        return calibrate(self.model, mask, images, Calibrate(seed=self.config.seed)).model
+
+    def _finetuned(self, start: nn.Module, recipe: Recipe) -> nn.Module:
+        def make() -> Built:
+            done = finetune(start, self.data, self.model, self.config.finetune, self._state("finetune"), self.log)
+            processes.on_rank_zero(lambda: records.write_json(self.out / "finetune.json", {"history": done.history}))
+            return done.model, recipe
+
+        return self.network("shrunk", make, together=True)[0].to(self.device)
 
 
-def _original(config: Run, data: Data, device: torch.device, out: Path, log: Log) -> tuple[nn.Module, Recipe]:
-    """The network to shrink, trained as far as its weights are not."""
+def _data(config: Run) -> Data:
+    return processes.first_per_machine(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
+
+
+def _load(config: Run, data: Data, device: torch.device) -> tuple[nn.Module, bool, Sites]:
+    """The network on its device, whether it is trained for the data's classes, and its sites."""
     loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
-    model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    find_sites(model, data.image_size, config.single).check_k(config.k)  # before hours of training, not after
-    if loaded.trained:
-        log.say("the weights are for these classes: nothing is trained before the search")
-    else:
-        pretrain(
-            model,
-            data,
-            config,
-            head_only=config.weights != "none",
-            checkpoint=out / "original.partial.safetensors",
-            log=log,
-        )
-    check_teacher(model, data)  # before it is saved as what to search and to learn from
-    return model, Recipe(config.model, data.classes, data.image_size, dict(config.options))
+    model = _moved(loaded.model, device)
+    sites = find_sites(model, data.image_size, config.single)
+    sites.check_k(config.k)
+    return model, loaded.trained, sites
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    moved: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
 
 
 def pretrain(
@@ -358,19 +379,16 @@ def _claim(out: Path, config: Run) -> None:
     """Write the settings into `out`, or check that those there are the same (unless that run did nothing yet)."""
     path, own = out / "config.json", asdict(config)
     mine = (path.name, ".lock", f".{path.stem}.")  # the last begins what a kill left of its first write
-    others = [found for found in out.iterdir() if not found.name.startswith(mine)] if out.is_dir() else []
-    if others and not path.exists():
-        raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
-    if others:
-        found = records.read_json(path)
-        measuring = {"rounds", "batch_size", "device"}  # what the stages' weights do not depend on
-        other = sorted(
-            key for key in {*own, *found} - measuring if _deciding(own.get(key)) != _deciding(found.get(key))
-        )
-        if other:
-            raise BadConfig(f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
-    else:
+    if not out.is_dir() or all(found.name.startswith(mine) for found in out.iterdir()):
         records.write_json(path, own)
+        return
+    if not path.exists():
+        raise BadConfig(f"{out} is not empty and holds no run: choose another --out")
+    found = records.read_json(path)
+    measuring = {"rounds", "batch_size", "device"}  # what the stages' weights do not depend on
+    other = sorted(key for key in {*own, *found} - measuring if _deciding(own.get(key)) != _deciding(found.get(key)))
+    if other:
+        raise BadConfig(f"{out} holds a run with other settings ({', '.join(other)}): choose another --out")
 
 
 def _deciding(value: Any) -> Any:
@@ -380,24 +398,25 @@ def _deciding(value: Any) -> Any:
 
 def _command(config: Run) -> str:
     """The command line that repeats the run where its data is, settings that are defaults left out."""
-    words = ["dslib", "run", "--model", config.model, "--data", config.data, "--k", str(config.k)]
-    words += [
-        f"--{flag.replace('_', '-')}" for flag in ("skip_corrupt", "single", "calibrate") if getattr(config, flag)
-    ]
-    default = Run(config.model, config.data, config.k, calibrate=config.calibrate)
+    usual = Run(config.model, config.data, config.k, calibrate=config.calibrate)
+    always, flags = ("model", "data", "k"), ("skip_corrupt", "single", "calibrate")
+    words = [_option(name, getattr(config, name)) for name in always]
+    words += [_option(name, True) for name in flags if getattr(config, name)]
     for name in ("weights", "image_size", "boundary", "batch_size", "rounds", "seed"):
-        if getattr(config, name) != getattr(default, name):
-            words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-    words += [
-        word for key, value in config.options.items() for word in ("--model-option", f"{key}={json.dumps(value)}")
-    ]
+        if getattr(config, name) != getattr(usual, name):
+            words.append(_option(name, getattr(config, name)))
+    words += [_option("model_option", option) for option in records.as_options(config.options)]
     for stage in ("pretrain", "search", "finetune"):
-        own, usual = asdict(getattr(config, stage)), asdict(getattr(default, stage))
-        changed = {key: value for key, value in own.items() if value != usual[key] and key not in ("k", "seed")}
-        for key, value in changed.items():
-            flag = f"{stage}-{key.replace('_', '-')}"
-            words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join([*words, "--out", "runs/x"])
+        default = asdict(getattr(usual, stage))
+        changed = {key: value for key, value in asdict(getattr(config, stage)).items() if value != default[key]}
+        words += [_option(f"{stage}_{key}", value) for key, value in changed.items() if key not in ("k", "seed")]
+    return " ".join(["dslib run", *words, "--out runs/x"])
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{name.replace('_', '-')}"
+    return records.as_words({name: value})
 
 
 STEPS, IMAGES = 6, 512  # real steps of each training; images of the evaluation that is timed
@@ -416,99 +435,89 @@ def trial(config: Run) -> pd.DataFrame:
     """
     device = processes.start(pick_device(config.device))
     tune_allocator()
-    data = processes.first_per_machine(lambda: load_data(config.data, config.image_size, config.skip_corrupt))
-    loaded = load_model(config.model, data.classes, config.weights, config.options, config.seed)
-    model = loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sites = find_sites(model, data.image_size, config.single)
-    sites.check_k(config.k)
+    data = _data(config)
+    model, trained, sites = _load(config, data, device)
     mask = Importances(dict.fromkeys(sites.mergeable, 1.0), sites.always_kept, sites.names).mask(config.k)
-    took = _evaluation(model, data)
-    rows: dict[str, Any] = {}
-
-    def tried(name: str, stage: Train, evaluations: int, work: Callable[[Log], object]) -> None:
-        check_batch_size(stage.batch_size, data.train)
-        steps = min(_enough(stage, data), stage.epochs * (len(data.train) // stage.batch_size))
-        try:
-            if steps:
-                work(Log(steps=steps))
-        except Enough as trial:
-            first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
-            step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
-            rows[name] = _row(stage.batch_size, data, trial.steps, step, device, evaluations, took)
-
-    if not loaded.trained:
-        head_only = config.weights != "none"
-        tried(
-            "original",
-            config.pretrain,
-            config.pretrain.epochs,
-            lambda log: pretrain(model, data, config, head_only, log=log),
-        )
+    rows = _Rows(model, data)
+    if not trained:
+        head_only, every = config.weights != "none", config.pretrain.epochs
+        rows.train("original", config.pretrain, every, lambda log: pretrain(model, data, config, head_only, log=log))
         model.requires_grad_(True)
     if config.calibrate:
         middle = sites.mergeable[len(sites.mergeable) // 2 :][:1]
         alone = sites.mask([name for name in sites.names if name not in middle])
-        for name, plan, count, steps in (
-            ("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1),
-            ("calibration", mask, CALIBRATION_IMAGES, 1),
-        ):
-            count = min(count, len(data.train))
-            rows[name] = _row(count, data, steps, _calibration(model, plan, data, count), device)
+        rows.calibrate("ranking", alone, RANKED_IMAGES, len(sites.mergeable) + 1)
+        rows.calibrate("calibration", mask, CALIBRATION_IMAGES, 1)
     else:
         costs = dict.fromkeys(sites.mergeable, 1.0)
-        tried("search", config.search, 0, lambda log: search(model, data, sites, costs, config.search, log=log))
-    make = shrink if config.calibrate else fade
+        rows.train("search", config.search, 0, lambda log: search(model, data, sites, costs, config.search, log=log))
+    make, tuning = shrink if config.calibrate else fade, config.finetune
+    assert tuning is not None
     small = make(model, mask, activation(config.boundary), data.image_size)
-    assert config.finetune is not None
-    stage = config.finetune
-    tried("finetune", stage, stage.epochs, lambda log: finetune(small, data, model, stage, log=log))
+    rows.train("finetune", tuning, tuning.epochs, lambda log: finetune(small, data, model, tuning, log=log))
     import pandas as pd
 
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows.rows).T
 
 
-def _row(
-    images: int, data: Data, steps: int, step: float, device: torch.device, evaluations: int = 0, took: float = 0.0
-) -> dict[str, Any]:
-    """A row: steps of so many images and seconds each, and evaluations that take `took` seconds."""
-    hours = (steps * step + evaluations * took) / 3600
-    gpu = device.type == "cuda"
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if gpu else peak_memory_gib()
-    return {
-        "images": f"{images} x 3 x {data.image_size} x {data.image_size}",
-        "steps": steps,
-        "s/step": step,
-        "images/s": images / step,
-        "s/evaluation": took,
-        "hours": hours,
-        "GPU-hours": hours * processes.started() if gpu else "",
-        "GiB": memory,
-    }
+class _Rows:
+    """The rows of a trial.
 
+    Args:
+        model: the network to shrink, on its device.
+        data: what it is trained on.
+    """
 
-def _enough(config: Train, data: Data) -> int:
-    """Steps that show how quick a training is: with workers that decode ahead, several rounds of all of them."""
-    if isinstance(data.train, Split):
-        return STEPS
-    workers = data.train.workers if config.workers is None else config.workers
-    return STEPS * max(1, workers)
+    def __init__(self, model: nn.Module, data: Data) -> None:
+        self.model, self.data, self.device = model, data, next(model.parameters()).device
+        self.rows: dict[str, dict[str, Any]] = {}
+        self._evaluation = self._time_evaluation()
 
+    def train(self, name: str, config: Train, evaluations: int, work: Callable[[Log], object]) -> None:
+        """A training with so many evaluations, timed by some of its steps; none if it has no step."""
+        train = self.data.train
+        check_batch_size(config.batch_size, train)
+        workers = 0 if isinstance(train, Split) else train.workers if config.workers is None else config.workers
+        steps = STEPS * max(1, workers)  # several rounds of all workers, which decode ahead
+        try:
+            work(Log(steps=min(steps, config.epochs * (len(train) // config.batch_size))))
+        except Enough as trial:
+            first = (len(trial.ended) - 1) // 3  # steps in which caches and workers warm up
+            step = (trial.ended[-1] - trial.ended[first]) / (len(trial.ended) - 1 - first)
+            self._add(name, config.batch_size, trial.steps, step, evaluations)
 
-def _calibration(model: torch.nn.Module, mask: Mask, data: Data, count: int) -> float:
-    """Seconds that a calibration on so many images takes, from one on some of them."""
-    some = data.train.first(min(count, IMAGES))
-    began = time.perf_counter()
-    calibrate(model, mask, some, progress=False)
-    return (time.perf_counter() - began) * count / len(some)
-
-
-@torch.inference_mode()
-def _evaluation(model: torch.nn.Module, data: Data) -> float:
-    """Seconds that an evaluation takes, from some images."""
-    size, device = min(len(data.val), IMAGES), next(model.parameters()).device
-    model.eval()
-    for _ in range(2):
+    def calibrate(self, name: str, mask: Mask, images: int, steps: int) -> None:
+        """Calibrations on so many images each, timed by one on some of them."""
+        images = min(images, len(self.data.train))
+        some = self.data.train.first(min(images, IMAGES))
         began = time.perf_counter()
-        for images, _labels in data.val.batches(IMAGES // 8, torch.arange(size)):
-            model(images.to(device)).cpu()
-    return (time.perf_counter() - began) * len(data.val) / size / processes.started()
+        calibrate(self.model, mask, some, progress=False)
+        self._add(name, images, steps, (time.perf_counter() - began) * images / len(some))
+
+    def _add(self, name: str, images: int, steps: int, step: float, evaluations: int | None = None) -> None:
+        """A row: steps of so many images and seconds each, and evaluations."""
+        took = 0.0 if evaluations is None else self._evaluation
+        hours = (steps * step + (evaluations or 0) * took) / 3600
+        gpu = self.device.type == "cuda"
+        self.rows[name] = {
+            "images": f"{images} x 3 x {self.data.image_size} x {self.data.image_size}",
+            "steps": steps,
+            "s/step": step,
+            "images/s": images / step,
+            "s/evaluation": took,
+            "hours": hours,
+            "GPU-hours": hours * processes.started() if gpu else "",
+            "GiB": torch.cuda.max_memory_allocated(self.device) / 2**30 if gpu else peak_memory_gib(),
+        }
+
+    @torch.inference_mode()
+    def _time_evaluation(self) -> float:
+        """Seconds that an evaluation takes, from some images."""
+        split = self.data.val
+        size = min(len(split), IMAGES)
+        self.model.eval()
+        for _ in range(2):
+            began = time.perf_counter()
+            for images, _labels in split.batches(IMAGES // 8, torch.arange(size)):
+                self.model(images.to(self.device)).cpu()
+        return (time.perf_counter() - began) * len(split) / size / processes.started()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data, decoded_by
-from ..errors import BadConfig, BadModel
+from ..errors import BadConfig, BadModel, ranged
 from ..merging import merge, shrunk_blocks
 from ..shrinking import fade, set_fade, settle
 from ..sites import Mask, find_sites
@@ -38,17 +38,14 @@ class Boost(Train):
         fade_from, fade_to: share of the training at which the activations begin to fade out, and are out.
     """
 
-    ratio: float = 2.0
+    ratio: float = ranged(2.0, "more than 0")
     fade_from: float = 0.3
     fade_to: float = 0.7
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the ranges, and that the fading has a length."""
         super().__post_init__()
-        if not self.ratio > 0:
-            raise BadConfig(f"ratio: expected more than 0, found {self.ratio}")
-        possible = 0 <= self.fade_from < self.fade_to <= 1
-        if not possible:
+        if not 0 <= self.fade_from < self.fade_to <= 1:
             raise BadConfig(f"fade_from, fade_to: expected 0 <= from < to <= 1, found {self.fade_from}, {self.fade_to}")
 
 
