@@ -1,181 +1,198 @@
 """Several processes of one job: the same losses as one, exact evaluation, a lost process, the ImageNet script."""
 
-import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, ROOT
+from conftest import MODEL, ROOT, Block, Tiny, cross_entropy, randomise_batchnorm
 
 import dslib
+from dslib.data.augmenting import Shifts
+from dslib.errors import BadConfig
 from dslib.models.weights import load_tensors, save_tensors
 from dslib.training import processes
-from dslib.training.evaluating import recalibrate_batchnorm
+from dslib.training.evaluating import predict, recalibrate_batchnorm
+from dslib.training.loop import train
+from dslib.training.settings import Train
+from dslib.training.watching import Enough
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
-WORK = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-import torch, torch.nn.functional as F
-sys.path.insert(0, {tests!r})
-from conftest import Tiny, randomise_batchnorm
-import dslib
-from dslib.training import processes
-from dslib.data.augmenting import Shifts
-from dslib.training.evaluating import predict
-from dslib.training.settings import Train
-from dslib.training.loop import train
-
-out, settings, stop = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
-processes.start(torch.device("cpu"))
-torch.manual_seed(0)
-model, data, losses = randomise_batchnorm(Tiny()), dslib.load_data("digits", 16), []
-data = replace(data, train=replace(data.train.first(192), augment=Shifts()), val=data.val.first(90))
-steps = []
-
-def loss(model, images, labels):
-    value = F.cross_entropy(model(images), labels)
-    losses.append(value.item())
-    return value
-
-def before(progress):
-    steps.append(progress)
-    if len(steps) == stop:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGTERM if processes.rank() == 0 else 0)
-
-code = 0
-try:
-    train(model, data, loss, Train(**settings), before_step=before, checkpoint=out / "state.safetensors")
-except KeyboardInterrupt:
-    code = 7
-logits = predict(model, data.val, 20)
-statistics = processes.all_gather(model.blocks[0].bn1.running_mean[None].clone())
-everybody = processes.all_gather(torch.tensor(losses))
-if processes.rank() == 0:
-    found = {{"losses": torch.stack(everybody), "logits": logits, "code": code, "steps": len(steps)}}
-    torch.save(found | {{"statistics": statistics}}, out / "found.pt")
-    torch.save(model.state_dict(), out / "model.pt")
-processes.finish()
-"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+SETTINGS = {"epochs": 4, "lr": 0.2, "batch_size": 32}
+FROZEN = SETTINGS | {"freeze_batchnorm": True, "lr": 0.05}
 
 
-def job(folder, processes_, settings, stop=0):
-    """Train in so many processes; each one's losses, (P, steps), the logits, how it ended."""
-    folder.mkdir(exist_ok=True)
-    script = folder / "work.py"
-    script.write_text(WORK.format(tests=str(ROOT / "tests")))
-    words = (
-        [TORCHRUN, "--standalone", "--nproc-per-node", str(processes_), script]
-        if processes_ > 1
-        else [sys.executable, script]
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*words, folder, json.dumps(settings), str(stop)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "found.pt", weights_only=True), torch.load(folder / "model.pt", weights_only=True)
+def start() -> tuple[torch.nn.Module, dslib.data.datasets.Data]:
+    """What every training here begins with."""
+    torch.manual_seed(0)
+    data = dslib.load_data("digits", 8)
+    data = replace(data, train=replace(data.train.first(192), augment=Shifts()), val=data.val.first(90))
+    return randomise_batchnorm(Tiny()), data
 
 
-BASE = {"epochs": 4, "lr": 0.2, "batch_size": 32}
+def training(settings: dict, checkpoint: Path | None = None, stop: int = 0) -> dict:
+    """Train in this process and those that are with it; what came out. Rank 0 is told to end in step `stop`."""
+    model, data = start()
+    losses, steps = [], []
 
+    def loss(model, images, labels):
+        value = cross_entropy(model, images, labels)
+        losses.append(value.item())
+        return value
 
-def test_two_processes_train_as_one_that_accumulates(tmp_path):
-    two, weights = job(tmp_path / "two", 2, BASE)
-    one, alone = job(tmp_path / "one", 1, BASE | {"accumulate": 2})
-    assert torch.equal(two["statistics"][0], two["statistics"][1])  # all end with the first one's
-    joint = two["losses"].mean(0)
-    apart = one["losses"].reshape(-1, 2).mean(1)
-    assert joint.shape == apart.shape == (24,)  # four epochs of six steps
-    torch.testing.assert_close(joint[:20], apart[:20], rtol=0, atol=1e-5)
-    for name in weights:
-        if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(weights[name], alone[name], rtol=0, atol=1e-4)
+    def before(progress):
+        steps.append(progress)
+        if len(steps) == stop and processes.rank() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    untrained, stopped = predict(model, data.val, 20), False
+    try:
+        train(model, data, loss, Train(**settings), before_step=before, checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        stopped = True
+    found = {"losses": torch.tensor(losses), "untrained": untrained, "stopped": stopped, "steps": len(steps)}
+    return found | {"weights": model.state_dict()}
 
-def test_with_frozen_statistics_they_train_as_one_batch_and_evaluate_alike(tmp_path):
-    settings = BASE | {"freeze_batchnorm": True, "epochs": 2, "lr": 0.05}
-    two, weights = job(tmp_path / "two", 2, settings)
-    one, alone = job(tmp_path / "one", 1, settings)
-    torch.testing.assert_close(two["losses"].mean(0), one["losses"][0], rtol=0, atol=1e-5)
-    for name in weights:
-        torch.testing.assert_close(weights[name], alone[name], rtol=0, atol=1e-5)
-    same, _ = job(tmp_path / "same", 2, settings | {"epochs": 0})
-    again, _ = job(tmp_path / "again", 1, settings | {"epochs": 0})
-    assert torch.equal(same["logits"], again["logits"])
-    assert same["logits"].shape == (90, 10)
-
-
-SEARCH = """
-import sys
-sys.path.insert(0, {tests!r})
-from dataclasses import replace
-from pathlib import Path
-import torch
-from torch import nn
-from conftest import Block, Tiny
-import dslib
-from dslib.training import processes
 
 class Sloped(Block):
+    """A block whose activations have weights."""
+
     def __init__(self, *given):
         super().__init__(*given)
-        self.one, self.two = nn.PReLU(), nn.PReLU()
+        self.one, self.two = torch.nn.PReLU(), torch.nn.PReLU()
 
     def forward(self, x):
         return self.bn3(self.project(self.two(self.bn2(self.depthwise(self.one(self.bn1(self.expand(x))))))))
 
-processes.start(torch.device("cpu"))
-model, data = Tiny(), dslib.load_data("digits", 16)
-model.blocks = nn.Sequential(Sloped(), Sloped(4, 8, 6), Sloped(6, 8, 6))
-data = replace(data, train=data.train.first(192), val=data.val.first(32))
-config = dslib.Search(k=1, epochs=1, batch_size=32, anneal=0.0)
-found = dslib.search(model, data, dslib.find_sites(model, 16), config=config)
-if processes.rank() == 0:
-    found.save(Path(sys.argv[1]))
-processes.finish()
-"""
+
+class Odd(Exception):
+    """An error that pickle can write, but not read."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
 
 
-def test_two_processes_search_a_network_whose_activations_have_weights(tmp_path):
-    """A closed gate leaves a slope without gradient, which the processes must not wait for."""
-    script, out = tmp_path / "search.py", tmp_path / "found.json"
-    script.write_text(SEARCH.format(tests=str(ROOT / "tests")))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def failing(error: Exception) -> str:
+    """What this process gets of an error of the first one."""
+
+    def make():
+        raise error
+
+    try:
+        processes.on_rank_zero(make)
+    except Exception as found:
+        return f"{type(found).__name__}: {found}"
+    return ""
+
+
+def work(folder: Path) -> None:
+    """What the two processes of these tests do."""
+    processes.start(torch.device("cpu"))
+    found = {"two": training(SETTINGS), "whole": training(FROZEN, folder / "whole.safetensors")}
+    found["stopped"] = training(FROZEN, folder / "state.safetensors", stop=9)
+    if processes.rank() == 0:
+        shutil.copy(folder / "state.safetensors", folder / "alone.safetensors")
+    processes.wait()
+    found["rest"] = training(FROZEN, folder / "state.safetensors")
+
+    model, data = start()
+    model.blocks = torch.nn.Sequential(Sloped(), Sloped(4, 8, 6), Sloped(6, 8, 6))
+    config = dslib.Search(k=1, epochs=1, batch_size=32, anneal=0.0)
+    found["kept"] = dslib.search(model, data, dslib.find_sites(model, 8), config=config).mask(1).k
+    errors = [Enough([0.0, 1.0], 3), Odd("one", "two"), BadConfig("lr: expected"), OSError(lambda: "a function")]
+    found["errors"] = [failing(error) for error in errors]
+    try:
+        processes.on_rank_zero(lambda: lambda: "a function")
+    except Exception as error:
+        found["errors"].append("pickle" in str(error))
+    torch.save(found, folder / f"found{processes.rank()}.pt")
+    processes.finish()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """What each of two processes found, in order of rank, and their folder."""
+    folder = tmp_path_factory.mktemp("pair")
     done = subprocess.run(
-        [TORCHRUN, "--standalone", "--nproc-per-node", "2", script, out],
-        env=environment,
+        [TORCHRUN, "--standalone", "--nproc-per-node", "2", __file__, folder],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert dslib.Importances.load(out).mask(1).k == 1
+    return [torch.load(folder / f"found{rank}.pt", weights_only=True) for rank in range(2)], folder
+
+
+def joint(pair, name: str) -> torch.Tensor:
+    """Both processes' mean loss of each step."""
+    return (pair[0][0][name]["losses"] + pair[0][1][name]["losses"]) / 2
+
+
+def test_two_processes_train_as_one_that_accumulates(pair):
+    alone = training(SETTINGS | {"accumulate": 2})
+    weights, others = (found["two"]["weights"] for found in pair[0])
+    apart = alone["losses"].reshape(-1, 2).mean(1)
+    assert joint(pair, "two").shape == apart.shape == (24,)  # four epochs of six steps
+    torch.testing.assert_close(joint(pair, "two")[:20], apart[:20], rtol=0, atol=1e-5)
+    for name in weights:
+        assert torch.equal(weights[name], others[name])  # all end with the first one's statistics too
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(weights[name], alone["weights"][name], rtol=0, atol=1e-4)
+
+
+def test_with_frozen_statistics_they_train_as_one_batch_and_evaluate_alike(pair):
+    alone, (two, other) = training(FROZEN), (found["whole"] for found in pair[0])
+    torch.testing.assert_close(joint(pair, "whole"), alone["losses"], rtol=0, atol=1e-5)
+    for name in two["weights"]:
+        torch.testing.assert_close(two["weights"][name], alone["weights"][name], rtol=0, atol=1e-5)
+    assert torch.equal(two["untrained"], alone["untrained"])
+    assert torch.equal(two["untrained"], other["untrained"])
+    assert alone["untrained"].shape == (90, 10)
+
+
+def test_two_processes_search_a_network_whose_activations_have_weights(pair):
+    """A closed gate leaves a slope without gradient, which the processes must not wait for."""
+    assert [found["kept"] for found in pair[0]] == [1, 1]
+
+
+def test_an_error_of_the_first_process_is_everybodys_whatever_pickle_says(pair):
+    """An error or a result that cannot travel left the others waiting."""
+    for found in pair[0]:
+        enough, odd, bad, *rest = found["errors"]
+        assert enough == "Enough: 1 of 3 steps"
+        assert odd == "RuntimeError: Odd: one and two"
+        assert bad == "BadConfig: lr: expected"
+        assert rest[0].startswith("RuntimeError: OSError: <function")
+        assert rest[1]
 
 
 @pytest.mark.parametrize("then", [2, 1])
-def test_processes_stopped_in_the_middle_of_an_epoch_go_on_as_two_or_one(tmp_path, then):
-    settings = BASE | {"freeze_batchnorm": True, "lr": 0.05}
-    whole, weights = job(tmp_path / "whole", 2, settings)
-    stopped, _ = job(tmp_path / "run", 2, settings, stop=9)
-    assert stopped["code"] == 7  # one process had the signal, both stopped after the same step
-    assert stopped["losses"].shape == (2, 9)
-    place = load_tensors(tmp_path / "run" / "state.safetensors")[1]["place"]
-    assert (place["epoch"], place["step"]) == (1, 3)
-    rest, again = job(tmp_path / "run", then, settings)
+def test_processes_stopped_in_the_middle_of_an_epoch_go_on_as_two_or_one(pair, then):
+    (first, second), folder = pair
+    assert first["stopped"]["stopped"]  # one process had the signal, both stopped after the same step
+    assert second["stopped"]["stopped"]
+    assert joint(pair, "stopped").shape == (9,)
+    state = folder / "alone.safetensors"
+    if then == 1:
+        place = load_tensors(state)[1]["place"]
+        assert (place["epoch"], place["step"]) == (1, 3)
+        rest = training(FROZEN, state)
+    else:
+        rest = first["rest"] | {"losses": joint(pair, "rest")}
     assert rest["steps"] == 15
-    torch.testing.assert_close(rest["losses"].mean(0), whole["losses"].mean(0)[9:], rtol=0, atol=1e-5)
-    for name in weights:
-        torch.testing.assert_close(again[name], weights[name], rtol=0, atol=1e-5)
+    torch.testing.assert_close(rest["losses"], joint(pair, "whole")[9:], rtol=0, atol=1e-5)
+    for name, tensor in first["whole"]["weights"].items():
+        torch.testing.assert_close(rest["weights"][name], tensor, rtol=0, atol=1e-5)
 
 
 def test_a_killed_process_ends_the_job_with_a_message_and_not_a_hang(tmp_path, npz):
@@ -201,11 +218,10 @@ def test_a_killed_process_ends_the_job_with_a_message_and_not_a_hang(tmp_path, n
         "--pretrain-batch-size",
         "16",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}
     process = subprocess.Popen(
         [str(word) for word in words],
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -244,7 +260,6 @@ def test_one_process_alone_needs_no_group():
     assert (processes.count(), processes.rank(), processes.started()) == (1, 0, 1)
     assert processes.on_rank_zero(lambda: 3) == 3
     tensor = torch.arange(3)
-    assert processes.all_gather(tensor)[0] is tensor
     assert processes.all_reduce_sum(tensor) is tensor
     assert processes.start(torch.device("cpu")) == torch.device("cpu")
     assert not processes.lost_another(RuntimeError("gloo: Connection closed by peer"))
@@ -276,9 +291,7 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
         model.classifier[1].weight.copy_((torch.linalg.pinv(features) @ wanted).T)
         model.classifier[1].bias.zero_()
     weights = save_tensors(tmp_path / "w.safetensors", model.state_dict())
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
+    environment = ENVIRONMENT | {
         "DATA": str(data),
         "OUT": str(tmp_path / "out"),
         "SIZE": "32",
@@ -290,7 +303,7 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
         "ALL": "--epochs 1 --batch-size 8 --workers 1 --device cpu",
     }
     script = ["bash", str(ROOT / "docs" / "imagenet.sh")]
-    trial = environment | {"ESTIMATE": "--search-batch-size 8 --finetune-batch-size 8 --device cpu"}
+    trial = environment | {"LAUNCH": "", "ESTIMATE": "--search-batch-size 8 --finetune-batch-size 8 --device cpu"}
     done = subprocess.run(script, env=trial, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     table = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
@@ -311,3 +324,7 @@ def test_the_imagenet_script_runs_on_a_tiny_folder_by_two_processes_and_goes_on(
 @pytest.mark.parametrize("script", ["imagenet.sh", "imagenet.slurm"])
 def test_scripts_are_valid_shell(script):
     subprocess.run(["bash", "-n", str(ROOT / "docs" / script)], check=True)
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
