@@ -44,10 +44,8 @@ class Compressed(NamedTuple):
 
     def recipe(self, original: Recipe) -> Recipe:
         """By which `load` rebuilds the network, from the original one's recipe."""
-        plan = self.plan
-        merged = tuple("+".join(group) for group in plan.groups if group[-1] in self.errors)
-        runs = tuple(map(tuple, plan.runs))
-        return replace(original, mask=dict(plan.mask), merged=merged, runs=runs, dropped=tuple(plan.dropped))
+        fitted = [group for group in self.plan.groups if group[-1] in self.errors]
+        return original.planned(self.plan, tuple(map("+".join, fitted)))
 
 
 def compress(

@@ -58,6 +58,11 @@ class Recipe:
     border_size: int | None = None
     dropped: tuple[str, ...] = ()
 
+    def planned(self, plan: Plan, merged: tuple[str, ...] = ()) -> Recipe:
+        """The recipe of the network after a plan, of whose sites (of runs: joined by '+') these are merged."""
+        runs = tuple(map(tuple, plan.runs))
+        return replace(self, mask=dict(plan.mask), runs=runs, dropped=tuple(plan.dropped), merged=merged)
+
     def build(self) -> nn.Module:
         """The network, with random weights, in eval."""
         model = load_model(self.model, self.classes, "none", self.options).model

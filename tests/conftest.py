@@ -20,22 +20,8 @@ from dslib.cli.verbs import main
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = Path(sys.executable).with_name("dslib")
 MODEL = ("--model", "conftest:Tiny", "--weights", "none")
-SHORT = (
-    "--pretrain-epochs",
-    "12",
-    "--pretrain-batch-size",
-    "16",
-    "--search-epochs",
-    "1",
-    "--finetune-epochs",
-    "2",
-    "--rounds",
-    "3",
-    "--batch-size",
-    "4",
-    "--device",
-    "cpu",
-)
+SHORTLY = ("--pretrain-epochs", "12", "--pretrain-batch-size", "16", "--search-epochs", "1", "--finetune-epochs", "2")
+SHORT = (*SHORTLY, "--rounds", "3", "--batch-size", "4", "--device", "cpu")
 
 
 def randomise_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -1,27 +1,21 @@
-"""The package as a whole: layers, public names, records, recipes."""
+"""The package as a whole: layers, maps, public names, and that what is written of records is what they hold."""
 
 import ast
 import importlib
 import inspect
-import json
-import os
 import pkgutil
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import dslib
 from dslib import records
 from dslib.bench.points import table
-from dslib.errors import BadConfig, BadModel, BadRecord
 
 FOLDER = Path(dslib.__file__).parent
-SMALL = {"width_mult": 0.1, "inverted_residual_setting": [[1, 8, 1, 1], [2, 16, 3, 2]]}
 # Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
 LAYERS = [
     "errors",
@@ -152,103 +146,6 @@ def test_the_package_can_be_run():
     done = subprocess.run([sys.executable, "-m", "dslib", "shrnk"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("dslib: No such command 'shrnk'")
-
-
-def test_a_record_round_trips(tmp_path):
-    record = records.Record("run", "dslib run", {"seed": 0}, {"x": 1.5}, records.machine(device="cpu"), "abc")
-    assert records.Record.load(record.save(tmp_path / "r.json")) == record
-    assert {"processor", "torch", "python", "device"} <= set(record.machine)
-    (tmp_path / "x.json").write_text('{"name": 1}')
-    with pytest.raises(BadRecord, match="is not a result record"):
-        records.Record.load(tmp_path / "x.json")
-
-
-def test_a_records_command_can_be_given_to_a_shell():
-    words = records.as_words({"seed": 0, "model_option": ("width_mult=0.5", "setting=[[1, 16]]")})
-    assert shlex.split(words) == [
-        "--seed",
-        "0",
-        "--model-option",
-        "width_mult=0.5",
-        "--model-option",
-        "setting=[[1, 16]]",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("content", "text"), [("{", "not readable JSON"), ("[1]", "expected a JSON object, found list")]
-)
-def test_json_that_is_none(tmp_path, content, text):
-    (tmp_path / "x.json").write_text(content)
-    with pytest.raises(BadRecord, match=text):
-        records.read_json(tmp_path / "x.json")
-    with pytest.raises(BadRecord, match="no file"):
-        records.read_json(tmp_path / "y.json")
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "x.json"
-    records.write_json(path, {"old": True})
-    with pytest.raises(TypeError):
-        records.write_json(path, {"new": object()})
-    with pytest.raises(BadConfig, match=r"cannot write .*No space left"), records.whole_file(path) as partial:
-        partial.write_text("half")
-        raise OSError(28, os.strerror(28))
-    assert json.loads(path.read_text()) == {"old": True}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
-
-
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadConfig, match="cannot write .*: choose another folder"):
-        records.write_json(tmp_path / "file" / "x.json", {})
-
-
-@torch.no_grad()
-def test_recipes_rebuild_networks_without_running_code(tmp_path):
-    model, _ = dslib.load_model("mobilenet_v2", list("abc"), options=SMALL)
-    mask = dslib.find_sites(model, 32).mask(["features.2"])
-    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 32, SMALL, dict(mask), "ReLU6")
-    small = dslib.shrink(model, mask, torch.nn.ReLU6, 32).eval()
-    merged, merged_recipe = recipe.merge_into(small)
-    x = torch.randn(2, 3, 32, 32)
-    for network, written in ((small, recipe), (merged, merged_recipe)):
-        dslib.save(tmp_path / "net.json", network, written)
-        found, read = dslib.load(tmp_path / "net.json")
-        assert read == written
-        assert torch.equal(found(x), network(x))
-    part, part_recipe = recipe.merge_into(small, ["features.3"])
-    whole, whole_recipe = part_recipe.merge_into(part)
-    assert set(whole_recipe.merged) == set(merged_recipe.merged)
-    dslib.save(tmp_path / "whole.json", whole, whole_recipe)
-    assert torch.equal(dslib.load(tmp_path / "whole.json")[0](x), merged(x))
-    (tmp_path / "other.json").write_text('{"nothing": 1}')
-    code = {
-        "model": "os:system",
-        "classes": ["a", "b"],
-        "image_size": 32,
-        "options": {"command": f"touch {tmp_path}/x"},
-    }
-    records.write_json(tmp_path / "code.json", code)
-    for trust in (None, "os:popen"):
-        with pytest.raises(BadModel, match=r"code\.json would import and call os:system: if that is your own code"):
-            dslib.load(tmp_path / "code", trust)
-    assert not (tmp_path / "x").exists()
-    with pytest.raises(BadRecord, match="is not a recipe"):
-        dslib.load(tmp_path / "other")
-    for name in ("Linear", "GLU", "MultiheadAttention", "Threshold"):
-        with pytest.raises(BadConfig, match=f"unknown boundary activation '{name}'"):
-            dslib.saving.activation(name)
-
-
-def test_a_partly_merged_network_goes_on_with_the_same_borders():
-    model = dslib.load_model("mobilenet_v2", options=SMALL).model
-    mask = dslib.find_sites(model, 64).mask([])
-    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 64, SMALL, dict(mask), hoist=False)
-    small = dslib.shrink(model, mask, image_size=64, hoist=False)
-    part, part_recipe = recipe.merge_into(small, ["features.3"], border_size=64)
-    with pytest.raises(BadConfig, match="part of it was merged with borders for image size 64, found None"):
-        part_recipe.merge_into(part)
 
 
 @pytest.mark.parametrize("k", [12, 8])

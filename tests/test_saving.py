@@ -1,4 +1,4 @@
-"""Export: other runtimes compute what the network computes, or no file is left."""
+"""Recipes rebuild networks; of an exported file other runtimes compute what the network computes, or none is left."""
 
 import numpy as np
 import onnx
@@ -9,8 +9,11 @@ import torch
 from conftest import Tiny, randomise_batchnorm
 
 import dslib
+from dslib import records
 from dslib import saving as exporting
-from dslib.errors import BadConfig, DslibError
+from dslib.errors import BadConfig, BadModel, BadRecord, DslibError
+
+SMALL = {"width_mult": 0.1, "inverted_residual_setting": [[1, 8, 1, 1], [2, 16, 3, 2]]}
 
 
 @pytest.fixture
@@ -83,3 +86,50 @@ def test_a_missing_package_is_named(merged, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(BadConfig, match=r"needs the package onnxruntime: pip install 'dslib\[export\]'"):
         dslib.export(merged, tmp_path / "net.onnx", 32)
+
+
+@torch.no_grad()
+def test_recipes_rebuild_networks_without_running_code(tmp_path):
+    model, _ = dslib.load_model("mobilenet_v2", list("abc"), options=SMALL)
+    mask = dslib.find_sites(model, 32).mask(["features.2"])
+    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 32, SMALL, dict(mask), "ReLU6")
+    small = dslib.shrink(model, mask, torch.nn.ReLU6, 32).eval()
+    merged, merged_recipe = recipe.merge_into(small)
+    x = torch.randn(2, 3, 32, 32)
+    for network, written in ((small, recipe), (merged, merged_recipe)):
+        dslib.save(tmp_path / "net.json", network, written)
+        found, read = dslib.load(tmp_path / "net.json")
+        assert read == written
+        assert torch.equal(found(x), network(x))
+    part, part_recipe = recipe.merge_into(small, ["features.3"])
+    whole, whole_recipe = part_recipe.merge_into(part)
+    assert set(whole_recipe.merged) == set(merged_recipe.merged)
+    dslib.save(tmp_path / "whole.json", whole, whole_recipe)
+    assert torch.equal(dslib.load(tmp_path / "whole.json")[0](x), merged(x))
+    (tmp_path / "other.json").write_text('{"nothing": 1}')
+    code = {
+        "model": "os:system",
+        "classes": ["a", "b"],
+        "image_size": 32,
+        "options": {"command": f"touch {tmp_path}/x"},
+    }
+    records.write_json(tmp_path / "code.json", code)
+    for trust in (None, "os:popen"):
+        with pytest.raises(BadModel, match=r"code\.json would import and call os:system: if that is your own code"):
+            dslib.load(tmp_path / "code", trust)
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(BadRecord, match="is not a recipe"):
+        dslib.load(tmp_path / "other")
+    for name in ("Linear", "GLU", "MultiheadAttention", "Threshold"):
+        with pytest.raises(BadConfig, match=f"unknown boundary activation '{name}'"):
+            dslib.saving.activation(name)
+
+
+def test_a_partly_merged_network_goes_on_with_the_same_borders():
+    model = dslib.load_model("mobilenet_v2", options=SMALL).model
+    mask = dslib.find_sites(model, 64).mask([])
+    recipe = dslib.Recipe("mobilenet_v2", tuple("abc"), 64, SMALL, dict(mask), hoist=False)
+    small = dslib.shrink(model, mask, image_size=64, hoist=False)
+    part, part_recipe = recipe.merge_into(small, ["features.3"], border_size=64)
+    with pytest.raises(BadConfig, match="part of it was merged with borders for image size 64, found None"):
+        part_recipe.merge_into(part)

@@ -118,17 +118,7 @@ def shrink_command(boundary: str | None, hoist: bool, out: Path, **given: Any) -
     network, data = call(trained_network, given)
     plan = _plan(**given)
     small = dslib.shrink(network, plan, activation(boundary), data.image_size, hoist)
-    recipe = dslib.Recipe(
-        model,
-        data.classes,
-        data.image_size,
-        options,
-        dict(plan.mask),
-        boundary,
-        runs=tuple(map(tuple, plan.runs)),
-        hoist=hoist,
-        dropped=tuple(plan.dropped),
-    )
+    recipe = dslib.Recipe(model, data.classes, data.image_size, options, boundary=boundary, hoist=hoist).planned(plan)
     click.echo(f"k={plan.mask.k} of {len(plan.mask)}, removed: {plan}\nwritten: {dslib.save(out, small, recipe)}")
 
 

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import click
@@ -47,7 +48,7 @@ def commands_in(*modules: str) -> Lazy:
         for node in ast.parse(spec.loader.get_source(module)).body:  # type: ignore[union-attr]
             name = _name_of(node)
             if isinstance(node, ast.FunctionDef) and name is not None:
-                found[name] = (ast.get_docstring(node) or "", _maker(module, node.name))
+                found[name] = (ast.get_docstring(node) or "", partial(_load, module, node.name))
     return found
 
 
@@ -59,9 +60,6 @@ def _name_of(node: ast.stmt) -> str | None:
     return None
 
 
-def _maker(module: str, function: str) -> Callable[[], click.Command]:
-    def make() -> click.Command:
-        command: click.Command = getattr(importlib.import_module(module), function)
-        return command
-
-    return make
+def _load(module: str, function: str) -> click.Command:
+    command: click.Command = getattr(importlib.import_module(module), function)
+    return command
