@@ -12,31 +12,27 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import dropwhile, islice
+from itertools import islice
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from .algebra import dtype_of, fold, in_channels, input_shapes, is_activation_module, site_names, trace
+from .algebra import dtype_of, fold, in_channels
 from .data import FolderSplit, Split
-from .errors import BadConfig, BadData, DslibError, NotTraceable
+from .errors import BadConfig, BadData, DslibError, Settings, ranged
 from .fitting import (
-    Convolution,
-    Opened,
+    FittedLayer,
     Rest,
-    Station,
     Sums,
-    calls,
-    last_convolution,
-    match,
+    conv_at,
+    in_shares,
+    match_statistics,
     moments_at,
-    normalised_before,
-    shares,
+    open_blocks,
     targets_at,
     values_at,
-    within_reach,
 )
 from .measuring import halving, tune_allocator
 from .merging import check_values, merge, removed_groups
@@ -50,7 +46,7 @@ MATCHED_IMAGES = 128  # enough for a mean and a spread
 
 
 @dataclass(frozen=True)
-class Calibrate:
+class Calibrate(Settings):
     """Settings of a calibration.
 
     Args:
@@ -65,27 +61,14 @@ class Calibrate:
         seed: of the choice of positions.
     """
 
-    ridge: float = 1e-3
-    ridges: int = 6
-    positions: int = 150_000
+    ridge: float = ranged(1e-3, "more than 0")
+    ridges: int = ranged(6, "1 or more")
+    positions: int = ranged(150_000, "1 or more")
     refit: bool = True
     match: bool = True
-    reach: int | None = None
-    batch_size: int = 64
+    reach: int | None = ranged(None, "1 or more")
+    batch_size: int = ranged(64, "1 or more")
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.reach is not None and not self.reach > 0:
-            raise BadConfig(f"reach: expected 1 or more, found {self.reach}")
-        if not self.ridge > 0:
-            raise BadConfig(f"ridge: expected more than 0, found {self.ridge}")
-        if not self.ridges > 0:
-            raise BadConfig(f"ridges: expected 1 or more, found {self.ridges}")
-        if not self.positions > 0:
-            raise BadConfig(f"positions: expected 1 or more, found {self.positions}")
-        if not self.batch_size > 0:
-            raise BadConfig(f"batch_size: expected 1 or more, found {self.batch_size}")
 
 
 class Calibrated(NamedTuple):
@@ -124,71 +107,89 @@ def calibrate(
     check_values([model], type(model).__name__)
     batches = _batches(images, model)
     tune_allocator()
-    count = len(images)
 
     def calibrated(size: int) -> Calibrated:
-        return _calibrated(model, mask, batches, count, replace(settings, batch_size=size), progress)
+        return _Calibration(model, mask, batches, len(images), replace(settings, batch_size=size)).run(progress)
 
     return halving(calibrated, settings.batch_size)
 
 
-def _calibrated(
-    model: nn.Module, mask: Mask | Plan, batches: Batches, count: int, config: Calibrate, progress: bool
-) -> Calibrated:
-    first = next(iter(batches(1)))
-    original, small = copy.deepcopy(model), _start(model, mask, first.shape[-1])
-    original.eval()
-    stations, kept = _open(original, small, mask, first, config)
-    blocks = [station.name for station in stations] + [station.conv.rpartition(".")[0] for station in stations]
-    original, fast = (fold(network, first, branches=False, blocks=blocks) for network in (original, small))
-    networks = Networks(original, fast, small)
-    stations = [_folded(station, networks.fast) for station in stations if station.is_folded(networks.fast)]
-    positions = max(1, config.positions // count)
-    rest = Rest(networks.fast)
-    inner = [each for station in stations for each in station.before]
-    few = list(islice(batches(config.batch_size), -(-MATCHED_IMAGES // config.batch_size))) if inner else []
-    wanted = moments_at(networks.original, inner, few)
-    errors: dict[str, float] = {}
-    short = False
-    bar = tqdm(total=len(stations), desc="calibrate", leave=False, disable=None if progress else True)
-    for some in shares(stations, networks.original, first, positions, count):
-        targets = targets_at(networks.original, some, batches(config.batch_size), positions, config.seed)
-        for station in some:
-            for each in station.before:
-                match(each, wanted[each.name], rest, networks.small, few)
-            sums = Sums(networks.conv(station), positions, config.seed, config.ridges)
-            for i, images in enumerate(batches(config.batch_size)):
-                found, read = values_at(rest.at(i), images, station)
-                sums.add(read, found, targets[station.name][i], i)
-            short |= sums.count < sums.unknowns
-            errors[station.name] = _solved(station, sums, networks, config)
-            if station is not stations[-1]:
-                rest.begin_after(station.name, batches(config.batch_size), count)
-            del targets[station.name]
-            bar.update()
-    bar.close()
-    if short:  # the same words whatever the plan, so that Python shows those of a ranking's many calibrations once
-        warnings.warn(
-            f"{count} images have fewer positions than some convolutions have weights to fit: give more images",
-            stacklevel=5,
+class _Calibration:
+    """One calibration: `layers` of a `small` network are fitted one after another to what the `original` gives.
+
+    The network that runs is `fast`: the small one, BatchNorms folded, which is quicker. Both are changed alike.
+    """
+
+    def __init__(self, model: nn.Module, mask: Mask | Plan, batches: Batches, count: int, config: Calibrate) -> None:
+        self._batches, self.count, self.config = batches, count, config
+        self.positions = max(1, config.positions // count)
+        self.first = next(batches(1))
+        self.small, original = _start(model, mask, self.first.shape[-1]), copy.deepcopy(model)
+        original.eval()
+        plan = mask if isinstance(mask, Plan) else Plan(mask)
+        how = config.refit, config.match, config.reach
+        layers, self.kept = open_blocks(original, self.small, plan, self.first, *how)
+        blocks = [layer.name for layer in layers] + [layer.conv.rpartition(".")[0] for layer in layers]
+        self.original, self.fast = (
+            fold(network, self.first, branches=False, blocks=blocks) for network in (original, self.small)
         )
-    for name, block in kept.items():
-        small.set_submodule(name, block)
-    return Calibrated(small, {s.name: errors[s.name] for s in stations if s.removed})
+        self.rest = Rest(self.fast)
+        self.layers = [
+            replace(layer, before=tuple(inner for inner in layer.before if inner.is_folded(self.fast)))
+            for layer in layers
+            if layer.is_folded(self.fast)
+        ]
 
+    def batches(self) -> Iterator[Tensor]:
+        """All images."""
+        return self._batches(self.config.batch_size)
 
-class Networks(NamedTuple):
-    """The original and the small network, BatchNorms folded, which is quicker; and the small one to be returned."""
+    def run(self, progress: bool) -> Calibrated:
+        """Fit layer after layer; each reads what those before it give now."""
+        inner = [each for layer in self.layers for each in layer.before]
+        few = list(islice(self.batches(), -(-MATCHED_IMAGES // self.config.batch_size))) if inner else []
+        wanted = moments_at(self.original, inner, few)
+        errors: dict[str, float] = {}
+        enough = True
+        with tqdm(total=len(self.layers), desc="calibrate", leave=False, disable=None if progress else True) as bar:
+            for share in in_shares(self.layers, self.original, self.first, self.positions, self.count):
+                targets = targets_at(self.original, share, self.batches(), self.positions, self.config.seed)
+                for layer in share:
+                    for each in layer.before:
+                        match_statistics(each, wanted[each.name], self.rest, self.small, few)
+                    sums = self._sums(layer, targets.pop(layer.name))
+                    enough &= sums.count >= sums.unknowns
+                    errors[layer.name] = self._fit(layer, sums)
+                    if layer is not self.layers[-1]:
+                        self.rest.begin_after(layer.name, self.batches(), self.count)
+                    bar.update()
+        if not enough:  # the same words whatever the plan: Python shows those of a ranking's many calibrations once
+            few_images = f"{self.count} images have fewer positions than some convolutions have weights to fit"
+            warnings.warn(f"{few_images}: give more images", stacklevel=5)
+        for name, block in self.kept.items():
+            self.small.set_submodule(name, block)
+        return Calibrated(self.small, {layer.name: errors[layer.name] for layer in self.layers if layer.removed})
 
-    original: nn.Module
-    fast: nn.Module
-    small: nn.Module
+    def _sums(self, layer: FittedLayer, targets: list[Tensor]) -> Sums:
+        """What least squares needs of a layer, from all images."""
+        sums = Sums(conv_at(self.fast, layer.conv), self.positions, self.config.seed, self.config.ridges)
+        for i, images in enumerate(self.batches()):
+            found, read = values_at(self.rest.at(i), images, layer)
+            sums.add(read, found, targets[i], i)
+        return sums
 
-    def conv(self, station: Station) -> nn.Conv2d:
-        """The folded convolution of a station."""
-        found = self.fast.get_submodule(station.conv)
-        assert isinstance(found, nn.Conv2d)
-        return found
+    def _fit(self, layer: FittedLayer, sums: Sums) -> float:
+        """Change the layer's convolution in both small networks; returns the relative error that is left."""
+        if not sums.is_finite():
+            reason = "what it reads or gives is too large on these images: were they normalised?"
+            raise DslibError(f"{layer.name}: {reason}")
+        try:
+            weight, bias, error = sums.solve(self.config.ridge)
+        except torch.linalg.LinAlgError as error:
+            reason = f"its inputs depend too much on each other for ridge {self.config.ridge:g}: raise it"
+            raise DslibError(f"{layer.name}: {reason}") from error
+        layer.change(self.fast, self.small, weight, bias)
+        return error
 
 
 def logits_of(model: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
@@ -213,77 +214,11 @@ def _start(model: nn.Module, mask: Mask | Plan, image_size: int) -> nn.Module:
     return merge(small)
 
 
-def _open(
-    original: nn.Module, small: nn.Module, mask: Mask | Plan, first: Tensor, config: Calibrate
-) -> tuple[list[Station], dict[str, nn.Module]]:
-    """What is to be fitted, in the order of the forward pass; and the kept blocks to put back in the end."""
-    plan = mask if isinstance(mask, Plan) else Plan(mask)
-    stations: dict[str, Station] = {}
-    kept: dict[str, nn.Module] = {}
-    for names in plan.groups:
-        if is_activation_module(original.get_submodule(names[0])):
-            continue  # a single one, outside blocks: there is nothing to fit
-        original.set_submodule(names[-1], Opened(_traced(original, names[-1])))
-        conv = f"{names[0]}.conv"
-        stations[names[-1]] = Station(names[-1], conv, conv, f"{names[-1]}.body", removed=True)
-    tried = within_reach(site_names(model=original), plan.mask.removed, config.reach) if config.refit else []
-    for name in input_shapes(small, tried, first.shape[-1]):  # those called with one map alone
-        try:
-            traced = _traced(small, name)
-            theirs = Opened(_traced(original, name))
-        except NotTraceable:
-            continue  # it stays as it is
-        ours = Opened(traced)
-        found = last_convolution(ours.body)
-        if found is None:
-            continue
-        kept[name] = small.get_submodule(name)
-        small.set_submodule(name, ours)
-        original.set_submodule(name, theirs)
-        body = f"{name}.body"
-        others = normalised_before(ours.body, found) if config.match else []
-        before = tuple(_station(body, other, f"{body}.{other.conv}") for other in others)
-        stations[name] = replace(_station(body, found, body), name=name, before=before)
-    gone = dict.fromkeys(plan.dropped)
-    called = calls(original, {name: s.target for name, s in stations.items()} | {name: name for name in gone}, first)
-    for name in (s.name for s in stations.values() if s.removed):
-        if called[name] != 1:
-            raise BadConfig(f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
-    changed = dropwhile(lambda name: name not in gone and not stations[name].removed, called)
-    return [stations[name] for name in changed if name not in gone and called[name] == 1], kept
-
-
-def _folded(station: Station, network: nn.Module) -> Station:
-    return replace(station, before=tuple(inner for inner in station.before if inner.is_folded(network)))
-
-
-def _station(body: str, found: Convolution, output: str) -> Station:
-    batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
-    return Station(output, f"{body}.{found.conv}", output, output, removed=False, batchnorm=batchnorm)
-
-
-def _traced(model: nn.Module, name: str) -> fx.GraphModule:
-    return trace(model.get_submodule(name), name)
-
-
-def _solved(station: Station, sums: Sums, networks: Networks, config: Calibrate) -> float:
-    """Change the station's convolution in both small networks; returns the relative error that is left."""
-    if not sums.is_finite():
-        raise DslibError(f"{station.name}: what it reads or gives is too large on these images: were they normalised?")
-    try:
-        weight, bias, error = sums.solve(config.ridge)
-    except torch.linalg.LinAlgError as error:
-        reason = f"{station.name}: its inputs depend too much on each other for ridge {config.ridge:g}: raise it"
-        raise DslibError(reason) from error
-    station.change(networks.fast, networks.small, weight, bias)
-    return error
-
-
 def _batches(images: Images, model: nn.Module) -> Batches:
     """Batches of a size, on the network's device, checked; held as floats where they are not too many."""
     if not isinstance(images, (Tensor, Split, FolderSplit)):
         raise BadConfig(f"images: expected a tensor (N, C, S, S) or a split, found {type(images).__name__}")
-    if not len(images) > 0:
+    if not len(images):
         raise BadData("images: expected one or more, found none")
     device, dtype, channels = next(model.parameters()).device, dtype_of(model), in_channels(model)
     if not isinstance(images, Tensor):

@@ -159,8 +159,8 @@ def test_the_same_twice_and_without_holding_all_targets(tiny, monkeypatch):
     x = photos()
     mask = dslib.find_sites(tiny, 32).mask(["blocks.2"])
     first = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32))
-    share = calibration.shares
-    monkeypatch.setattr(calibration, "shares", lambda *a: share(*a, most=1))  # one station at a time
+    share = calibration.in_shares
+    monkeypatch.setattr(calibration, "in_shares", lambda *a: share(*a, most=1))  # one layer at a time
     again = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32))
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True))
     other = calibrate(tiny, mask, x, Calibrate(positions=5000, batch_size=32, seed=1))

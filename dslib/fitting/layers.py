@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -20,13 +20,19 @@ from ..algebra import (
     bypass,
     free_layers,
     from_batchnorm,
+    hooked,
+    input_shapes,
     is_activation,
+    is_activation_module,
     is_conv,
     module_of,
     output_of,
+    site_names,
     tail,
+    trace,
 )
-from ..errors import BadData, first_line
+from ..errors import BadConfig, BadData, NotTraceable, first_line
+from ..sites import Plan
 from .least_squares import pick
 
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -36,7 +42,7 @@ class Opened(nn.Module):
     """A block in two parts: what it computes before the activations at its end, and these.
 
     Args:
-        traced: the block, from `tracing.trace`; its layers are shared.
+        traced: the block, from `trace`; its layers are shared.
     """
 
     def __init__(self, traced: fx.GraphModule) -> None:
@@ -62,7 +68,7 @@ class Convolution(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Station:
+class FittedLayer:
     """One convolution to be fitted.
 
     Args:
@@ -81,13 +87,12 @@ class Station:
     target: str
     removed: bool
     batchnorm: str | None = None
-    before: tuple[Station, ...] = ()
+    before: tuple[FittedLayer, ...] = ()
 
     def is_folded(self, network: nn.Module) -> bool:
         """Whether the convolution's own bias shifts the output, its BatchNorm (if any) being folded into it."""
-        conv = network.get_submodule(self.conv)
         norm = None if self.batchnorm is None else network.get_submodule(self.batchnorm)
-        return conv.bias is not None and not isinstance(norm, nn.BatchNorm2d)
+        return conv_at(network, self.conv).bias is not None and not isinstance(norm, nn.BatchNorm2d)
 
     def change(self, fast: nn.Module, small: nn.Module, weight: Tensor, bias: Tensor) -> None:
         """Add to the convolution, in place, what changes its output by that of a convolution of `weight` and `bias`.
@@ -97,9 +102,7 @@ class Station:
             small: the same with its BatchNorms; one that switched a channel off (scale 0) leaves it as it is, in both.
             weight, bias: (C_out, C_in / groups, k_v, k_h) and (C_out,).
         """
-        folded, conv = fast.get_submodule(self.conv), small.get_submodule(self.conv)
-        assert isinstance(folded, nn.Conv2d)
-        assert isinstance(conv, nn.Conv2d)
+        folded, conv = conv_at(fast, self.conv), conv_at(small, self.conv)
         factor, shift = torch.ones_like(bias), conv.bias
         if self.batchnorm is not None:
             bn = small.get_submodule(self.batchnorm)
@@ -114,6 +117,88 @@ class Station:
         folded.bias += bias.to(folded.bias)
         conv.weight += (weight * factor[:, None, None, None]).to(conv.weight)
         shift += bias.to(shift)
+
+
+def conv_at(network: nn.Module, name: str) -> nn.Conv2d:
+    """A network's convolution by its name."""
+    found = network.get_submodule(name)
+    assert isinstance(found, nn.Conv2d)
+    return found
+
+
+def open_blocks(
+    original: nn.Module, small: nn.Module, plan: Plan, first: Tensor, refit: bool, match: bool, reach: int | None
+) -> tuple[list[FittedLayer], dict[str, nn.Module]]:
+    """What is to be fitted, in the order of the forward pass. Blocks are replaced by `Opened` ones, in both networks.
+
+    Args:
+        original: to be fitted to.
+        small: to be fitted.
+        plan: what was removed from it.
+        first: one image.
+        refit, match, reach: as in `Calibrate`.
+    Returns:
+        The layers; and the small network's kept blocks, to be put back in the end.
+    Raises:
+        BadConfig: if a removed block is not called exactly once.
+    """
+    layers = _open_removed(original, plan)
+    near = within_reach(site_names(model=original), plan.mask.removed, reach) if refit else []
+    opened, kept = _open_kept(original, small, input_shapes(small, near, first.shape[-1]), match)
+    return _in_order(original, layers | opened, plan.dropped, first), kept
+
+
+def _open_removed(original: nn.Module, plan: Plan) -> dict[str, FittedLayer]:
+    """For each removed site or run, by its last block: the convolution that stands for it."""
+    layers = {}
+    for names in plan.groups:
+        if is_activation_module(original.get_submodule(names[0])):
+            continue  # a single one, outside blocks: there is nothing to fit
+        first, last = names[0], names[-1]
+        original.set_submodule(last, Opened(trace(original.get_submodule(last), last)))
+        layers[last] = FittedLayer(last, f"{first}.conv", f"{first}.conv", f"{last}.body", removed=True)
+    return layers
+
+
+def _open_kept(
+    original: nn.Module, small: nn.Module, names: Iterable[str], match: bool
+) -> tuple[dict[str, FittedLayer], dict[str, nn.Module]]:
+    """For each of these kept blocks that can be adjusted: its last convolution; and the blocks that were replaced."""
+    layers, kept = {}, {}
+    for name in names:
+        try:
+            ours, theirs = (Opened(trace(net.get_submodule(name), name)) for net in (small, original))
+        except NotTraceable:
+            continue  # it stays as it is
+        last = last_convolution(ours.body)
+        if last is None:
+            continue
+        kept[name] = small.get_submodule(name)
+        small.set_submodule(name, ours)
+        original.set_submodule(name, theirs)
+        body = f"{name}.body"
+        others = normalised_before(ours.body, last) if match else []
+        before = tuple(_adjusted(body, other, f"{body}.{other.conv}") for other in others)
+        layers[name] = replace(_adjusted(body, last, body), name=name, before=before)
+    return layers, kept
+
+
+def _adjusted(body: str, found: Convolution, output: str) -> FittedLayer:
+    batchnorm = f"{body}.{found.batchnorm}" if found.batchnorm else None
+    return FittedLayer(output, f"{body}.{found.conv}", output, output, removed=False, batchnorm=batchnorm)
+
+
+def _in_order(
+    original: nn.Module, layers: Mapping[str, FittedLayer], dropped: Iterable[str], first: Tensor
+) -> list[FittedLayer]:
+    """The layers as a forward pass comes to them, from the first change of the network on."""
+    gone = dict.fromkeys(dropped)
+    called = calls(original, {name: s.target for name, s in layers.items()} | {name: name for name in gone}, first)
+    for name in (layer.name for layer in layers.values() if layer.removed):
+        if called[name] != 1:
+            raise BadConfig(f"{name} is called {called[name]} times in a forward pass, expected once: keep it")
+    changed = dropwhile(lambda name: name not in gone and not layers[name].removed, called)
+    return [layers[name] for name in changed if name not in gone and called[name] == 1]
 
 
 def within_reach(names: Sequence[str], removed: Sequence[str], reach: int | None) -> list[str]:
@@ -175,9 +260,7 @@ def _fits(body: fx.GraphModule, conv: nn.Module | None, batchnorm: str | None) -
     """Whether the convolution is plain, and there is a bias to change."""
     if not isinstance(conv, nn.Conv2d) or conv.groups != 1 or conv.padding_mode != "zeros":
         return False
-    if batchnorm is None:
-        return conv.bias is not None
-    return _has_shift(body, batchnorm)
+    return conv.bias is not None if batchnorm is None else _has_shift(body, batchnorm)
 
 
 def _has_shift(body: fx.GraphModule, batchnorm: str) -> bool:
@@ -186,58 +269,61 @@ def _has_shift(body: fx.GraphModule, batchnorm: str) -> bool:
     return bn.bias is not None and bn.running_var is not None
 
 
-def calls(model: nn.Module, targets: dict[str, str], images: Tensor) -> Counter[str]:
+def calls(model: nn.Module, targets: Mapping[str, str], images: Tensor) -> Counter[str]:
     """How often each name's target is called in a forward pass, in the order in which they first end."""
     found = Counter[str]()
-    hooks = [
-        model.get_submodule(target).register_forward_hook(lambda *_, name=name: found.update([name]))
-        for name, target in targets.items()
-    ]
     try:
-        model(images)
+        with hooked(model, {target: lambda *_, name=name: found.update([name]) for name, target in targets.items()}):
+            model(images)
     except Exception as error:  # the user's code runs: anything can be raised
         shape = tuple(images.shape[1:])
         reason = f"{type(model).__name__} does not run on images of shape {shape}: {first_line(error)}"
         raise BadData(reason) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 
-def shares(
-    stations: list[Station], original: nn.Module, first: Tensor, positions: int, count: int, most: float = 2.0**30
-) -> Iterator[list[Station]]:
-    """The stations, in shares whose targets fit into `most` bytes (or single)."""
-    whole = targets_at(original, stations, [first], 1 << 30, 0)  # every position of one image
-    share: list[Station] = []
+def in_shares(
+    layers: list[FittedLayer], original: nn.Module, first: Tensor, positions: int, count: int, most: float = 2.0**30
+) -> Iterator[list[FittedLayer]]:
+    """The layers, in shares whose targets fit into `most` bytes (or single)."""
+    whole = targets_at(original, layers, [first], 1 << 30, 0)  # every position of one image
+    share: list[FittedLayer] = []
     held = 0.0
-    for station in stations:
-        places, channels = whole[station.name][0].shape
+    for layer in layers:
+        places, channels = whole[layer.name][0].shape
         need = 4.0 * channels * count * min(positions, places)
         if share and held + need > most:
             yield share
             share, held = [], 0.0
-        share.append(station)
+        share.append(layer)
         held += need
     if share:
         yield share
 
 
-def targets_at(
-    original: nn.Module, stations: list[Station], batches: Iterable[Tensor], positions: int, seed: int
-) -> dict[str, list[Tensor]]:
-    """What is wanted at the stations' positions: name -> (N * positions, C) of each batch."""
-    targets: dict[str, list[Tensor]] = {s.name: [] for s in stations}
+def outputs_at(
+    original: nn.Module, layers: Iterable[FittedLayer], batches: Iterable[Tensor], take: Callable[[str, Tensor], None]
+) -> None:
+    """Run the original on batches; `take` gets each layer's name and what its target gives, one batch after another."""
 
     def hook(_: nn.Module, inputs: Any, output: Tensor, name: str) -> None:
+        take(name, output)
+
+    with hooked(original, {layer.target: partial(hook, name=layer.name) for layer in layers}):
+        for images in batches:
+            original(images)
+
+
+def targets_at(
+    original: nn.Module, layers: list[FittedLayer], batches: Iterable[Tensor], positions: int, seed: int
+) -> dict[str, list[Tensor]]:
+    """What is wanted at the layers' positions: name -> (N * positions, C) of each batch."""
+    targets: dict[str, list[Tensor]] = {layer.name: [] for layer in layers}
+
+    def take(name: str, output: Tensor) -> None:
         targets[name].append(pick(output, positions, seed, len(targets[name])))
 
-    hooks = [original.get_submodule(s.target).register_forward_hook(partial(hook, name=s.name)) for s in stations]
-    for images in batches:
-        original(images)
-    for handle in hooks:
-        handle.remove()
+    outputs_at(original, layers, batches, take)
     return targets
 
 
@@ -253,24 +339,17 @@ def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
         found.append(output)
         raise _Stop
 
-    hook = model.get_submodule(name).register_forward_hook(stop)
-    with contextlib.suppress(_Stop):
-        try:
-            model(images)
-        finally:
-            hook.remove()
+    with contextlib.suppress(_Stop), hooked(model, {name: stop}):
+        model(images)
     return found[0]
 
 
-def values_at(model: nn.Module, images: Tensor, station: Station) -> tuple[Tensor, Tensor]:
-    """A station's output, and the input of its convolution, in one forward pass of the small network."""
-    found: list[Tensor] = []
+def values_at(model: nn.Module, images: Tensor, layer: FittedLayer) -> tuple[Tensor, Tensor]:
+    """A layer's output, and the input of its convolution, in one forward pass of the small network."""
+    read: list[Tensor] = []
 
     def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0].clone())  # what follows may write into it
+        read.append(inputs[0].clone())  # what follows may write into it
 
-    hook = model.get_submodule(station.conv).register_forward_pre_hook(note)
-    try:
-        return output_at(model, images, station.output), found[0]
-    finally:
-        hook.remove()
+    with hooked(model, {layer.conv: note}, before=True):
+        return output_at(model, images, layer.output), read[0]

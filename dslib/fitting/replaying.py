@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..algebra import hooked
 from .layers import output_at
 
 REPLAY_BYTES = 2**29  # held at most
@@ -96,10 +97,8 @@ class Rest:
                 outputs.append(output.clone() if isinstance(output, Tensor) else None)
 
         paths = [path for path, _ in self.network.named_modules() if path]
-        hooks = [self.network.get_submodule(path).register_forward_hook(partial(note, path=path)) for path in paths]
-        expected: Tensor = self.at(0)(images)
-        for hook in hooks:
-            hook.remove()
+        with hooked(self.network, {path: partial(note, path=path) for path in paths}):
+            expected: Tensor = self.at(0)(images)
         end = ended.index(name)
         done = {path for path in ended[:end] if path not in ended[end:] and not path.startswith(f"{name}.")}
         return expected, outputs[0], [path for path in done if not any(path.startswith(f"{other}.") for other in done)]

@@ -1,15 +1,13 @@
-"""The mean and spread of a network's channels, and giving them to another's: BatchNorm recalibrated to an original."""
+"""Feature statistics matching: a channel gets the mean and spread that it has in the original."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Station, values_at
+from .layers import FittedLayer, conv_at, outputs_at, values_at
 from .replaying import Rest
 
 
@@ -38,29 +36,20 @@ class Moments:
         return (self.squares / self.count - self.mean.square()).clamp_min(0).sqrt()
 
 
-def moments_at(original: nn.Module, stations: list[Station], batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """What the original's channels have where the stations' are to be changed: name -> moments."""
-    found = {station.name: Moments() for station in stations}
-
-    def hook(_: nn.Module, inputs: Any, output: Tensor, moments: Moments) -> None:
-        moments.add(output)
-
-    hooks = [
-        original.get_submodule(station.target).register_forward_hook(partial(hook, moments=found[station.name]))
-        for station in stations
-    ]
-    for images in batches:
-        original(images)
-    for handle in hooks:
-        handle.remove()
+def moments_at(original: nn.Module, layers: list[FittedLayer], batches: Iterable[Tensor]) -> dict[str, Moments]:
+    """What the original's channels have where the layers' are to be changed: name -> moments."""
+    found = {layer.name: Moments() for layer in layers}
+    outputs_at(original, layers, batches, lambda name, output: found[name].add(output))
     return found
 
 
-def match(station: Station, wanted: Moments, rest: Rest, small: nn.Module, batches: Iterable[Tensor]) -> None:
+def match_statistics(
+    layer: FittedLayer, wanted: Moments, rest: Rest, small: nn.Module, batches: Iterable[Tensor]
+) -> None:
     """Give each channel of a convolution the wanted mean and spread; the spread is at most doubled or halved.
 
     Args:
-        station: the convolution, its BatchNorm folded in the network that runs.
+        layer: the convolution, its BatchNorm folded in the network that runs.
         wanted: of each channel.
         rest: the network that runs.
         small: the same with its BatchNorms.
@@ -68,12 +57,11 @@ def match(station: Station, wanted: Moments, rest: Rest, small: nn.Module, batch
     """
     found = Moments()
     for i, images in enumerate(batches):
-        found.add(values_at(rest.at(i), images, station)[0])
-    conv = rest.network.get_submodule(station.conv)
-    assert isinstance(conv, nn.Conv2d)
+        found.add(values_at(rest.at(i), images, layer)[0])
+    conv = conv_at(rest.network, layer.conv)
     assert conv.bias is not None
     like = conv.bias.new_zeros((), dtype=torch.promote_types(conv.bias.dtype, torch.float32))
     factor = (wanted.spread / found.spread.clamp_min(1e-12)).clamp(0.5, 2)
     factor, shift = factor.to(like), (wanted.mean - factor * found.mean).to(like)
     bias = conv.bias * (factor - 1) + shift
-    station.change(rest.network, small, conv.weight * (factor - 1)[:, None, None, None], bias)
+    layer.change(rest.network, small, conv.weight * (factor - 1)[:, None, None, None], bias)
