@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ class CostTable:
         device, runtime: where.
         busy: whether the machine had more to do meanwhile.
         runs: sites that follow each other, joined by '+' -> latency of the one convolution that they become together.
-        network: structure that it is of, see `blocks.structure_of`; '' if unknown.
+        network: structure that it is of, see `structure_of`; '' if unknown.
     """
 
     kept: dict[str, float]
@@ -95,13 +96,10 @@ class CostTable:
         unknown = sorted(set(names) - set(self.kept))
         if unknown:
             raise MaskMismatch(f"no measured cost for {unknown}: profile the network that the mask or importance is of")
-        same = self.kept.keys() == self.merged.keys() == self.linear.keys()
-        if not same:
+        if not self.kept.keys() == self.merged.keys() == self.linear.keys():
             raise MaskMismatch("the sites whose costs are kept, linear and merged differ: profile again")
         for state in (self.kept, self.linear, self.merged, self.runs, {"the whole network": self.total}):
-            wrong = {
-                name: ms for name, ms in state.items() if not (isinstance(ms, int | float) and 0 <= ms < float("inf"))
-            }
+            wrong = {name: ms for name, ms in state.items() if not (isinstance(ms, int | float) and 0 <= ms < math.inf)}
             if wrong:
                 raise MaskMismatch(f"costs are milliseconds, 0 or more, found {wrong}: profile again")
 
@@ -155,13 +153,28 @@ def profile(
         runtime, precision: what runs them, as for `measure`.
         longest: the most sites that follow each other to be measured as one convolution too; 1 is none.
     """
-    if not min(batch_size, longest) > 0:
+    if min(batch_size, longest) < 1:
         raise BadConfig(f"expected a batch and runs of 1 or more, found {batch_size} and {longest}")
     sites.check_k(len(sites.always_kept))
+    watch = _Stopwatch(model, batch_size, rounds, runtime, precision)
+    whole = (in_channels(model), sites.image_size, sites.image_size)
     try:
-        return _profile(model, sites, batch_size, boundary, rounds, runtime, precision, longest)
+        costs = _costs_of_sites(model, sites, boundary, watch, whole)
+        runs = _costs_of_runs(model, sites, boundary, watch, longest, costs["kept"])
+        total = watch.medians({"all": model}, whole)["all"]
     except _Halved as halved:  # all of a table is of one batch size
         return profile(model, sites, halved.size, boundary, rounds, runtime, precision, longest)
+    return CostTable(
+        **costs,
+        total=total,
+        batch_size=batch_size,
+        image_size=sites.image_size,
+        device=str(watch.device),
+        runtime=watch.described,
+        busy=watch.busy,
+        runs=runs,
+        network=structure_of(model),
+    )
 
 
 class _Halved(Exception):
@@ -172,64 +185,64 @@ class _Halved(Exception):
         self.size = size
 
 
-def _profile(
+class _Stopwatch:
+    """Times parts of a network, all on one device, at one batch size; remembers whether the machine was ever busy."""
+
+    def __init__(self, model: nn.Module, batch_size: int, rounds: int, runtime: str, precision: str | None) -> None:
+        self.device, self._dtype, self._batch_size = next(model.parameters()).device, dtype_of(model), batch_size
+        self._how = {"rounds": rounds, "runtime": runtime, "precision": precision}
+        self.busy, self.described = False, ""
+
+    def medians(self, parts: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, float]:
+        """Name -> ms per batch of maps of one shape (C, H, W), measured in turns."""
+        images = torch.randn(self._batch_size, *shape, device=self.device, dtype=self._dtype)
+        timing = measure(parts, images, **self._how)  # type: ignore[arg-type]
+        if timing.batch_size < self._batch_size:
+            raise _Halved(timing.batch_size)
+        self.busy, self.described = self.busy or timing.busy, timing.runtime
+        return {name: timing.median(name) for name in parts}
+
+
+def _costs_of_sites(
     model: nn.Module,
     sites: Sites,
-    batch_size: int,
     boundary: Callable[[], nn.Module] | None,
-    rounds: int,
-    runtime: str,
-    precision: str | None,
-    longest: int,
-) -> CostTable:
-    device, dtype, busy, described = next(model.parameters()).device, dtype_of(model), False, ""
-
-    def medians(states: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[str, float]:
-        nonlocal busy, described
-        images = torch.randn(batch_size, *shape, device=device, dtype=dtype)
-        timing = measure(states, images, rounds, runtime=runtime, precision=precision)
-        if timing.batch_size < batch_size:
-            raise _Halved(timing.batch_size)
-        busy, described = busy or timing.busy, timing.runtime
-        return {name: timing.median(name) for name in states}
-
-    shapes = {site.name: site.input_shape or () for site in sites}
-    shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
+    watch: _Stopwatch,
+    whole: tuple[int, int, int],
+) -> dict[str, dict[str, float]]:
+    """'kept', 'linear' and 'merged', each site name -> ms per batch."""
     costs: dict[str, dict[str, float]] = {"kept": {}, "linear": {}, "merged": {}}
-    whole = (in_channels(model), sites.image_size, sites.image_size)
-    for name in sites.mergeable:
-        if is_activation_module(model.get_submodule(name)):  # alone: a runtime may do it along with the layer before
-            without = shrink(model, sites.mask([other for other in sites.names if other != name]))
-            both = medians({"with": model, "without": without}, whole)
-            costs["kept"][name], costs["linear"][name] = max(0.0, both["with"] - both["without"]), 0.0
-            costs["merged"][name] = 0.0
-            continue
-        states = {
-            "kept": model.get_submodule(name),
-            "linear": shrunk[name],
-            "merged": merge_blocks([shrunk[name]], name),
-        }
-        for state, ms in medians(states, shapes[name]).items():
-            costs[state][name] = ms
+    shrunk = shrunk_blocks(shrink(model, sites.mask([]), boundary, sites.image_size))
+    for site in (site for site in sites if site.mergeable):
+        block = model.get_submodule(site.name)
+        if is_activation_module(block):  # alone: a runtime may do it along with the layer before
+            without = shrink(model, sites.mask([name for name in sites.names if name != site.name]))
+            both = watch.medians({"with": model, "without": without}, whole)
+            states = {"kept": max(0.0, both["with"] - both["without"]), "linear": 0.0, "merged": 0.0}
+        else:
+            linear = shrunk[site.name]
+            merged = merge_blocks([linear], site.name)
+            states = watch.medians({"kept": block, "linear": linear, "merged": merged}, site.input_shape or ())
+        for state, ms in states.items():
+            costs[state][site.name] = ms
+    return costs
+
+
+def _costs_of_runs(
+    model: nn.Module,
+    sites: Sites,
+    boundary: Callable[[], nn.Module] | None,
+    watch: _Stopwatch,
+    longest: int,
+    kept: Mapping[str, float],
+) -> dict[str, float]:
+    """Run -> ms per batch of its one convolution, as a share of what its blocks, one by one, cost."""
+    shapes = {site.name: site.input_shape or () for site in sites}
     runs = {}
     for names, small in possible_runs(model, sites, longest, boundary):
         run = "+".join(names)
-        states = {
-            "kept": nn.Sequential(*(model.get_submodule(name) for name in names)),
-            "merged": merge_blocks(list(shrunk_blocks(small).values()), run),
-        }
-        both = medians(states, shapes[names[0]])
-        kept = sum(costs["kept"][name] for name in names)
-        runs[run] = kept * both["merged"] / both["kept"]  # these two were measured in turns
-    total = medians({"all": model}, whole)["all"]
-    return CostTable(
-        **costs,
-        total=total,
-        batch_size=batch_size,
-        image_size=sites.image_size,
-        device=str(device),
-        runtime=described,
-        busy=busy,
-        runs=runs,
-        network=structure_of(model),
-    )
+        blocks = nn.Sequential(*(model.get_submodule(name) for name in names))
+        merged = merge_blocks(list(shrunk_blocks(small).values()), run)
+        both = watch.medians({"kept": blocks, "merged": merged}, shapes[names[0]])  # in turns
+        runs[run] = sum(kept[name] for name in names) * both["merged"] / both["kept"]
+    return runs

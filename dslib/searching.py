@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .algebra import is_activation_module, removable_activations, structure_of, trace
 from .data import Data
-from .errors import BadConfig, MaskMismatch
+from .errors import BadConfig, MaskMismatch, ranged
 from .profiling import CostTable
 from .ranking import Importances
 from .shrinking import activation_module, not_inplace, replace_activation
@@ -42,19 +42,9 @@ class Search(Train):
     """
 
     k: int = 8
-    latency_weight: float = 0.0
-    anneal: float = 0.0
-    gate_lr_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        super().__post_init__()
-        if not 0 <= self.anneal <= 1:
-            raise BadConfig(f"anneal: expected 0 to 1, found {self.anneal}")
-        if not self.latency_weight >= 0:
-            raise BadConfig(f"latency_weight: expected 0 or more, found {self.latency_weight}")
-        if not self.gate_lr_scale > 0:
-            raise BadConfig(f"gate_lr_scale: expected more than 0, found {self.gate_lr_scale}")
+    latency_weight: float = ranged(0.0, "0 or more")
+    anneal: float = ranged(0.0, "0 to 1")
+    gate_lr_scale: float = ranged(1.0, "more than 0")
 
 
 class Gates(nn.Module):
@@ -154,6 +144,7 @@ def add_gates(model: nn.Module, sites: Sites, kind: type[Gate] = Gate) -> tuple[
         traced.recompile()
         gated.set_submodule(name, traced)
     first = next(module for module in gated.modules() if isinstance(module, Gate))
+    gates.to(next(model.parameters()).device)
     first.add_module(GATES, gates)  # not to the network itself: an nn.Sequential would call it
     return gated, gates
 
@@ -196,17 +187,18 @@ def search(
     if config.latency_weight != 0 and cost is None:
         raise BadConfig("latency_weight needs cost: pass cost=dslib.profile(model, sites)")
     gated, gates = add_gates(model, sites)
-    gates.to(next(model.parameters()).device)
-    saving = None if cost is None else _savings(model, gates.names, cost)
-    savings = torch.tensor([(saving or {}).get(name, 0.0) for name in gates.names], device=gates.m.device)
-    fixed = len(sites.always_kept)
+    saving = dict.fromkeys(gates.names, 0.0) if cost is None else _savings(model, gates.names, cost)
+    savings = torch.tensor([saving[name] for name in gates.names], device=gates.m.device)
+
+    def keep_as_many_as_at(progress: float) -> None:
+        gates.keep(k_at(progress, config, len(sites)) - len(sites.always_kept))
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         value = F.cross_entropy(network(images), labels, label_smoothing=config.label_smoothing)
         return value + config.latency_weight * latency_decay(gates.m, savings)
 
     def note(epoch: int) -> dict[str, Any]:
-        gates.keep(k_at(epoch / config.epochs, config, len(sites)) - fixed)
+        keep_as_many_as_at(epoch / config.epochs)
         return {"kept": list(gates.kept), "m": gates.m.tolist()}
 
     history = train(
@@ -214,7 +206,7 @@ def search(
         data,
         loss,
         config,
-        before_step=lambda progress: gates.keep(k_at(progress, config, len(sites)) - fixed),
+        before_step=keep_as_many_as_at,
         after_epoch=note,
         parameters=gate_groups(gated, gates, config, config.gate_lr_scale),
         checkpoint=checkpoint,
@@ -222,16 +214,15 @@ def search(
         title="search",
         log=log,
     )
-    m = dict(zip(gates.names, gates.m.tolist(), strict=True))
-    return Importances(m, sites.always_kept, sites.names, history, network=structure_of(model))
+    scores = dict(zip(gates.names, gates.m.tolist(), strict=True))
+    return Importances(scores, sites.always_kept, sites.names, history, network=structure_of(model))
 
 
 def _savings(model: nn.Module, names: Sequence[str], cost: CostTable | Mapping[str, float]) -> Mapping[str, float]:
     """Site name -> ms saved, once it is sure that these are numbers, of this network."""
     if isinstance(cost, CostTable):
         cost.check(names)
-        same = not cost.network or cost.network == structure_of(model)
-        if not same:
+        if cost.network not in ("", structure_of(model)):
             raise MaskMismatch("the costs are of another network: profile this one")
         return cost.savings
     unknown = [name for name in names if name not in cost]

@@ -143,7 +143,7 @@ def tiny() -> nn.Module:
     return randomise_batchnorm(Tiny()).double().eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digits() -> dslib.data.datasets.Data:
     """192 + 96 of the embedded digits at 16 px."""
     data = dslib.load_data("digits", 16)

@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..algebra import droppable
-from ..data import Data
 from ..errors import BadModel
 from ..shrinking import shrink
 from ..sites import Mask, Plan, find_sites
 from ..training import loss_on
-from .budget import Budget, least
-from .result import Pruned, ready
-from .tuning import Effort, start, tune, with_new_statistics
+from .trial import Pruned, Trial
 
 
-def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
+def layers(trial: Trial) -> Pruned:
     """Blocks whose output has the shape of their input go: those first whose removal alone raises the loss least.
 
     Source: Chen and Zhao, Shallowing Deep Networks, TPAMI 2019, which DepthShrinker compares with; there linear
@@ -26,22 +23,18 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
     Raises:
         BadModel: if no block can go.
     """
-    clock = start(model, effort)
-    model = ready(model, data, effort, clock)
-    sites = find_sites(model, data.image_size)
-    names = droppable(model, sites.names, data.image_size)
+    model, size = trial.trained(), trial.data.image_size
+    sites = find_sites(model, size)
+    names = droppable(model, sites.names, size)
     if not names:
         raise BadModel("no block gives maps of the shape that it takes: no layer can be removed whole")
 
     def without(removed: Sequence[str]) -> nn.Module:
-        return shrink(
-            model,
-            Plan(Mask({name: name not in removed for name in sites.names}), dropped=removed),
-            image_size=data.image_size,
-        )
+        mask = Mask({name: name not in removed for name in sites.names})
+        return shrink(model, Plan(mask, dropped=removed), image_size=size)
 
-    images = data.train.first(effort.few, effort.seed)
-    with clock.part("importance"):
+    images = trial.data.train.first(trial.effort.few, trial.effort.seed)
+    with trial.clock.part("importance"):
         losses = {name: loss_on(without([name]), images) for name in names}
     order = sorted(names, key=losses.__getitem__)
 
@@ -49,8 +42,5 @@ def layers(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Prun
         removed = order[: round(strength * len(order))]
         return without(removed), removed
 
-    removed = least(budget, model, make, clock, what="layers")
-    teacher = model if effort.distil else None
-    small = with_new_statistics(without(removed), data, effort, clock)
-    done, history = tune(small, data, teacher, effort, clock)
-    return Pruned(done, {"removed": removed, "seconds": clock.spent, "history": history})
+    removed = trial.least(make, "layers")
+    return trial.finish(trial.with_new_statistics(without(removed)), removed=removed)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ..algebra import dtype_of, in_channels, structure_of
-from ..errors import BadConfig
+from ..errors import BadConfig, Settings, ranged
 from ..measuring import Timing, measure
 from ..profiling import CostTable, profile
 from ..sites import Sites
@@ -22,7 +22,7 @@ TRIES = 3  # of a timing
 
 
 @dataclass(frozen=True)
-class Budget:
+class Budget(Settings):
     """So many times as fast as the original, on this device.
 
     Args:
@@ -34,20 +34,13 @@ class Budget:
         costs: of blocks, by network, as measured so far: they are the same for every method and speed-up.
     """
 
-    speedup: float
-    image_size: int
-    batch_size: int = 8
+    speedup: float = ranged(MISSING, "more than 1")
+    image_size: int = ranged(MISSING, "1 or more")
+    batch_size: int = ranged(8, "1 or more")
     runtime: str = "eager"
     precision: str | None = None
-    rounds: int = 11
+    rounds: int = ranged(11, "1 or more")
     costs: dict[str, CostTable] = field(default_factory=dict, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not self.speedup > 1:
-            raise BadConfig(f"speedup: expected more than 1, found {self.speedup:g}")
-        if not min(self.batch_size, self.image_size, self.rounds) > 0:
-            raise BadConfig("batch_size, image_size, rounds: expected 1 or more of each")
 
     def timing(self, **networks: nn.Module) -> Timing:
         """Latencies of several networks, by name, in turns."""
@@ -114,7 +107,7 @@ def least(
     speed = speed_of(quickest)
     if speed < budget.speedup:  # one unlucky measurement refuses nothing
         speed = speed_of(quickest, 3 * budget.rounds)
-    if not speed >= budget.speedup:
+    if speed < budget.speedup:
         raise BadConfig(
             f"{what}: at its quickest the network is {speed:.2f} times as fast as the "
             f"original on {budget.runtime}, expected {budget.speedup:g}"

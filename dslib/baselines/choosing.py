@@ -89,7 +89,6 @@ def train_slopes(
     all is left). What is left moves `lr_scale` times as quickly as the weights.
     """
     sloped, gates = add_gates(model, sites, Slope)
-    gates.to(next(model.parameters()).device)
     plain = cross_entropy(config.label_smoothing)
 
     def loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

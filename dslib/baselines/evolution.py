@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from ..data import Data, Split, hold_back
 from ..errors import BadConfig
-from ..finetuning import Finetune
 from ..training import cross_entropy, loss_on, recalibrate_batchnorm, train
-from .budget import Budget, least
-from .result import Pruned
-from .slim import Macs, Slim
-from .tuning import PROBE, Clock, Effort, planned, start, tune
+from .coupling import Macs
+from .slim import Slim
+from .trial import Pruned, Trial
+from .tuning import PROBE, portion_for
 
 Widths = tuple[int, ...]
 
@@ -27,7 +26,7 @@ GENERATORS, EVOLUTION = "generators", "evolution"  # what the time before the fi
 SEARCH = 0.3  # of that time, for evolution
 
 
-def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) -> Pruned:
+def metapruning(trial: Trial) -> Pruned:
     """A network that generates weights for any widths is trained with random ones; the best widths are evolved.
 
     Candidates fill the multiply-accumulates that the budget corresponds to, and are judged by their cross-entropy on
@@ -37,35 +36,34 @@ def metapruning(model: nn.Module, data: Data, budget: Budget, effort: Effort) ->
     Source: Liu et al., MetaPruning, ICCV 2019. Departs: see `Slim`; generators see widths within the budget; the
     network that is found goes on with the weights generated for it, as there is no time to train it from nothing.
     """
-    clock = start(model, effort)
+    effort, size = trial.effort, trial.data.image_size
     limit = effort.share * effort.seconds
-    train_split, held = hold_back(data.train, 2 * effort.few)
+    train_split, held = hold_back(trial.data.train, 2 * effort.few)
     others, held = hold_back(held, effort.few)
-    with clock.part(GENERATORS):
-        slim = Slim(model, data.image_size, ordered=effort.pretrained, seed=effort.seed)
-        macs = Macs(model, slim.groups, data.image_size)
+    with trial.clock.part(GENERATORS):
+        slim = Slim(trial.original, size, ordered=effort.pretrained, seed=effort.seed)
+        macs = Macs(trial.original, slim.groups, size)
 
     def make(strength: float) -> tuple[nn.Module, float]:
         widths = slim.rounded([1 - (1 - LEAST) * strength] * len(slim.groups))
         return slim.extract(widths), macs(widths)
 
-    allowed = least(budget, model, make, clock, what="metapruning")
+    allowed = trial.least(make, "metapruning")
     some = train_split.first(max(2, effort.images // 8), effort.seed)
     search = _Evolution(slim, macs, [images for images, _ in some.batches(effort.batch_size)], held, effort.seed)
-    _train(slim, search, replace(data, train=train_split), effort, clock, allowed, (1 - SEARCH) * limit)
-    best = _evolve(search, slim, macs, model, budget, clock, allowed, limit)
+    _train_generators(trial, search, replace(trial.data, train=train_split), allowed, (1 - SEARCH) * limit)
+    best = _evolve(trial, search, allowed, limit)
     losses = [search.loss_of(widths, others) for widths in (best, *search.first)]  # no part of the method: not timed
-    with clock.part(EVOLUTION):
+    with trial.clock.part(EVOLUTION):
         small = search.network(best)
-    done, history = tune(small, data, model if effort.distil else None, effort, clock)
-    found = {
-        "widths": dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
-        "loss": losses[0],
-        "random_losses": losses[1:],
-        "random_macs": [macs(widths) for widths in search.first],
-        "candidates": len(search.losses),
-    }
-    return Pruned(done, {**found, "seconds": clock.spent, "history": history})
+    return trial.finish(
+        small,
+        widths=dict(zip((group.makers[0] for group in slim.groups), best, strict=True)),
+        loss=losses[0],
+        random_losses=losses[1:],
+        random_macs=[macs(widths) for widths in search.first],
+        candidates=len(search.losses),
+    )
 
 
 class _Evolution:
@@ -131,22 +129,14 @@ class _Evolution:
         return tuple(self.slim.rounded([min(1.0, max(LEAST, share * factor)) for share in shares]))
 
 
-def _evolve(
-    search: _Evolution,
-    slim: Slim,
-    macs: Macs,
-    model: nn.Module,
-    budget: Budget,
-    clock: Clock,
-    allowed: float,
-    limit: float,
-) -> Widths:
+def _evolve(trial: Trial, search: _Evolution, allowed: float, limit: float) -> Widths:
     """The best widths that are quick enough as measured, when `limit` seconds of the clock are spent.
 
     Raises:
         BadConfig: if the narrowest widths are not quick enough.
     """
     best, measured = None, set[Widths]()
+    slim, macs, clock = search.slim, search.macs, trial.clock
     narrowest = macs(slim.rounded([LEAST] * len(slim.groups)))
     while best is None or sum(clock.spent.values()) < limit:
         known = len(search.losses)
@@ -156,22 +146,21 @@ def _evolve(
             break  # all children have been seen
         for widths in leaders[:1]:
             measured.add(widths)
-            share = budget.reached(model, slim.extract(widths)) / budget.speedup
+            share = trial.budget.reached(trial.original, slim.extract(widths)) / trial.budget.speedup
             if share >= 1 and (best is None or search.losses[widths] < search.losses[best]):
                 best = widths
             allowed = macs(widths) * min(1.05, max(0.9, share))
         if not leaders:
             allowed *= 0.95
-        if best is None and not allowed >= 0.9 * narrowest:
+        if best is None and allowed < 0.9 * narrowest:
             raise BadConfig("metapruning: no widths are as quick as asked for, the narrowest are not either")
     return best
 
 
-def _train(
-    slim: Slim, search: _Evolution, data: Data, effort: Effort, clock: Clock, allowed: float, seconds: float
-) -> None:
+def _train_generators(trial: Trial, search: _Evolution, data: Data, allowed: float, seconds: float) -> None:
     """Train the weights and their generators with random widths within what is allowed, for so many seconds."""
-    config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
+    slim, clock, effort = search.slim, trial.clock, trial.effort
+    config = effort.search_config
     loss = cross_entropy(config.label_smoothing)
 
     def draw(progress: float) -> None:
@@ -183,6 +172,6 @@ def _train(
         probe = train(slim, few, loss, replace(config, epochs=2), before_step=draw)
         share = (clock.now() - began) / (time.perf_counter() - wall)
     each = share * sum(row["seconds"] for row in probe) / (2 * len(few.train))
-    part = planned(data, seconds - clock.spent[GENERATORS], each, config, clock)
+    part = portion_for(data, seconds - clock.spent[GENERATORS], each, config, clock)
     with clock.part(GENERATORS):
         train(slim, part.data, loss, replace(config, epochs=part.epochs), before_step=draw, title=GENERATORS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,27 +11,7 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
-from ..algebra import dtype_of, in_channels
-from ..errors import BadModel, first_line
-from ..models import find_head
-
-STEP = 8  # channels: widths are multiples of it
-UNKNOWN = (RuntimeError, ValueError, AttributeError, KeyError, TypeError)  # what Torch-Pruning ends in
-
-
-@dataclass
-class Group:
-    """Layers that have their channels in common, as those along a residual path do.
-
-    Args:
-        width: channels that there are.
-        makers: names of the layers that make or keep them: convolutions, depthwise ones among them, and BatchNorms.
-        takers: names of dense convolutions and linear layers that take them.
-    """
-
-    width: int
-    makers: list[str] = field(default_factory=list)
-    takers: list[str] = field(default_factory=list)
+from .coupling import STEP, Group, blank_image, find_groups
 
 
 class Slim(nn.Module):
@@ -185,92 +163,6 @@ class _Linear(nn.Module):
         return linear
 
 
-def find_groups(model: nn.Module, image_size: int) -> list[Group]:
-    """The groups of a network whose channels can be fewer; not the classes, nor the image's.
-
-    Raises:
-        BadModel: if layers share channels in other ways than one for one.
-    """
-    copied = copy.deepcopy(model).eval()
-    names = {module: name for name, module in copied.named_modules()}
-    try:
-        _, found = coupled(copied, image_size)
-    except UNKNOWN as error:
-        raise BadModel(f"Torch-Pruning cannot look through this network: {first_line(error)}") from error
-    groups = []
-    for members in found:
-        width = members[0].dep.target.module.out_channels
-        group = Group(width)
-        for dep, indices in members:
-            name, layer = names.get(dep.target.module), dep.target.module
-            if name is None:  # an operation
-                continue
-            plain = type(layer) is nn.Conv2d and layer.groups in (1, layer.in_channels) and layer.padding != "same"
-            known = plain or isinstance(layer, nn.BatchNorm2d | nn.Linear)
-            if not (known and list(indices) == list(range(width))):
-                raise BadModel(f"{name}: its channels are not shared one for one with other layers'")
-            (group.takers if dep.handler.__name__ == "prune_in_channels" else group.makers).append(name)
-        groups.append(group)
-    return groups
-
-
-def coupled(model: nn.Module, image_size: int) -> tuple[Any, list[Any]]:
-    """Torch-Pruning's graph of a network, and its groups of channels that go together; not the classes.
-
-    Raises:
-        one of `UNKNOWN`: where the library cannot follow the network.
-    Source: Fang et al., DepGraph, CVPR 2023.
-    """
-    import torch_pruning
-
-    graph = torch_pruning.DependencyGraph().build_dependency(model, blank_image(model, image_size))
-    return graph, list(graph.get_all_groups(ignored_layers=[find_head(model)[1]], root_module_types=[nn.Conv2d]))
-
-
-class Macs:
-    """Multiply-accumulates of an image for any widths, from those of the whole network.
-
-    Args:
-        model: the network.
-        groups: of it.
-        image_size: side in pixels.
-    """
-
-    def __init__(self, model: nn.Module, groups: Sequence[Group], image_size: int) -> None:
-        outside = {name: i for i, group in enumerate(groups) for name in group.makers}
-        inside = {name: i for i, group in enumerate(groups) for name in group.takers}
-        self._whole = [group.width for group in groups]
-        self._parts: list[tuple[float, list[int]]] = []
-        for name, macs in _macs_of_layers(model, image_size).items():
-            self._parts.append((macs, [of[name] for of in (outside, inside) if name in of]))
-
-    def __call__(self, widths: Sequence[int]) -> float:
-        """For so many channels of each group."""
-        shares = [width / whole for width, whole in zip(widths, self._whole, strict=True)]
-        total = 0.0
-        for macs, groups in self._parts:
-            for group in groups:
-                macs *= shares[group]
-            total += macs
-        return total
-
-
-def _macs_of_layers(model: nn.Module, image_size: int) -> dict[str, float]:
-    """Name of each convolution and linear layer -> its multiply-accumulates of an image."""
-    found: dict[str, float] = {}
-
-    def note(name: str, layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = layer.weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1)
-
-    copied = copy.deepcopy(model).eval()
-    for name, layer in copied.named_modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(partial(note, name))
-    with torch.no_grad():
-        copied(blank_image(model, image_size))
-    return found
-
-
 def _put_in_order(model: nn.Module, group: Group) -> None:
     """Sort the channels of a group by the L1 norms of the convolutions that make them, in place."""
     convs = [layer for name in group.makers if isinstance(layer := model.get_submodule(name), nn.Conv2d)]
@@ -286,9 +178,3 @@ def _put_in_order(model: nn.Module, group: Group) -> None:
             weight = model.get_submodule(name).weight
             assert isinstance(weight, Tensor)
             weight.copy_(weight[:, order])
-
-
-def blank_image(model: nn.Module, image_size: int) -> Tensor:
-    """Two black images for a network, (2, C, image_size, image_size)."""
-    device = next(model.parameters()).device
-    return torch.zeros(2, in_channels(model), image_size, image_size, device=device, dtype=dtype_of(model))

@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from ..data import Data, Split
-from ..errors import BadConfig, nearest
+from ..errors import BadConfig, Settings, nearest, ranged
 from ..finetuning import RECIPES, Finetune, finetune
 from ..shrinking import Fade
 from ..training import History, Train, recalibrate_batchnorm
@@ -22,7 +22,7 @@ PROBE = 6  # batches that are timed to know how many fit
 
 
 @dataclass(frozen=True)
-class Effort:
+class Effort(Settings):
     """What every method may spend, and how it trains; the same for all of a comparison but for what is tried out.
 
     Args:
@@ -40,27 +40,20 @@ class Effort:
         seed: of everything that is drawn.
     """
 
-    seconds: float
-    lr: float = 0.1
+    seconds: float = ranged(MISSING, "more than 0")
+    lr: float = ranged(0.1, "more than 0")
     recipe: str = "usual"
-    search_lr: float = 0.1
-    batch_size: int = 64
-    share: float = 0.5
-    images: int = 1024
+    search_lr: float = ranged(0.1, "more than 0")
+    batch_size: int = ranged(64, "2 or more")
+    share: float = ranged(0.5, "between 0 and 1")
+    images: int = ranged(1024, "8 or more")
     distil: bool = True
     pretrained: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not self.seconds > 0:
-            raise BadConfig(f"seconds: expected more than 0, found {self.seconds}")
-        if not 0 < self.share < 1:
-            raise BadConfig(f"share: expected between 0 and 1, found {self.share}")
-        if not min(self.lr, self.search_lr) > 0:
-            raise BadConfig("lr, search_lr: expected more than 0")
-        if not (self.batch_size > 1 and self.images > 7):
-            raise BadConfig("expected a batch_size of 2 or more, and 8 images or more")
+        """Check the ranges, and the recipe's name."""
+        super().__post_init__()
         if self.recipe not in RECIPES:
             raise BadConfig(nearest("recipe", self.recipe, RECIPES))
 
@@ -68,6 +61,11 @@ class Effort:
     def few(self) -> int:
         """Images for what is done many times over, and for BatchNorm's statistics."""
         return max(2, self.images // 4)
+
+    @property
+    def search_config(self) -> Finetune:
+        """Of what trains before the final training."""
+        return Finetune(lr=self.search_lr, batch_size=self.batch_size, seed=self.seed)
 
 
 @dataclass
@@ -124,7 +122,7 @@ def per_image(network: nn.Module, data: Data, teacher: nn.Module | None, config:
     return share * sum(row["seconds"] for row in rows) / (2 * len(few.train))
 
 
-def planned(data: Data, seconds: float, each: float, config: Train, clock: Clock) -> Portion:
+def portion_for(data: Data, seconds: float, each: float, config: Train, clock: Clock) -> Portion:
     """Which of the training images, and how many epochs of them, fit into a time.
 
     Of images in memory some come twice an epoch, so that the time is used up and nearly all images are seen.
@@ -140,7 +138,7 @@ def planned(data: Data, seconds: float, each: float, config: Train, clock: Clock
     """
     fit, size = seconds / each, config.batch_size
     took = ", ".join(f"{name} {spent:.0f} s" for name, spent in clock.spent.items()) or "nothing yet"
-    if not fit >= size:
+    if fit < size:
         raise BadConfig(
             f"{max(seconds, 0):.0f} of {clock.limit:.0f} s are left for a training (took: {took}), a "
             f"batch takes {each * size:.1f} s: give more seconds"
@@ -185,8 +183,7 @@ def pretrain(
     teacher: nn.Module | None = None,
 ) -> nn.Module:
     """A copy of the network, trained in its share of what is left of the time, as usual; on labels, or taught too."""
-    config = Finetune(lr=effort.search_lr, batch_size=effort.batch_size, seed=effort.seed)
-    return _timed(network, data, teacher, config, clock, name, effort.share * clock.left())[0]
+    return _timed(network, data, teacher, effort.search_config, clock, name, effort.share * clock.left())[0]
 
 
 def with_new_statistics(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
@@ -204,7 +201,7 @@ def _timed(
     before = clock.spent.get(name, 0.0)
     with clock.part(name):
         each = per_image(network, data, teacher, config, clock)
-    part = planned(data, seconds - (clock.spent[name] - before), each, config, clock)
+    part = portion_for(data, seconds - (clock.spent[name] - before), each, config, clock)
     with clock.part(name):
         quick = replace(part.data, val=data.val.first(config.batch_size))
         done = finetune(network, quick, teacher, replace(config, epochs=part.epochs))

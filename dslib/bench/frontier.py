@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..baselines import METHODS, Budget, Effort
-from ..baselines.tuning import start, tune
+from ..baselines import METHODS, Budget, Effort, Trial
 from ..data import Data, load_data
 from ..errors import BadConfig, BadModel, nearest
 from ..measuring import count_macs, count_parameters, pick_device, this_machine
@@ -162,10 +161,9 @@ def record_frontier(
 
     def original() -> dict[str, Any]:
         """Trained from nothing, by the first recipe, for all the time that every point has."""
-        settings = effort(0, config.trials[0])
-        clock = start(networks[0], settings)
-        done, _ = tune(networks[0], data, None, settings, clock)
-        return {"accuracy": evaluate(done, data.val), **config.trials[0], "seconds": sum(clock.spent.values())}
+        done = Trial(networks[0], data, budget, effort(0, config.trials[0])).finish(networks[0])
+        seconds = sum(done.record["seconds"].values())
+        return {"accuracy": evaluate(done.model, data.val), **config.trials[0], "seconds": seconds}
 
     def tried(method: str, tuning: dict[str, Any]) -> Task:
         key = {"method": method, "tried_at": config.tuned_at, **tuning}
@@ -195,7 +193,7 @@ def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Eff
     """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
     if method not in METHODS:
         raise BadConfig(nearest("method", method, METHODS))
-    done = METHODS[method](model, data, budget, effort)
+    done = METHODS[method](Trial(model, data, budget, effort))
     timing = replace(budget, rounds=2 * budget.rounds).steady(model, done.model)
     return {
         "accuracy": evaluate(done.model, data.val),

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..baselines import Budget
-from ..baselines.rebuilding import rebuilt
+from ..baselines import Budget, rebuilt
 from ..data import load_data
 from ..errors import BadConfig, BadRecord
 from ..measuring import Timing, pick_device, this_machine

@@ -7,6 +7,8 @@ Its weights are random, it is made to be measured, not to classify.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..algebra import dtype_of, ghost_of, in_channels, removable_activations, trace
+from ..algebra import dtype_of, ghost_of, hooked, in_channels, removable_activations, trace
 from ..errors import BadModel, NotTraceable, first_line
 from ..models import find_head
 from ..shrinking import activation_module
@@ -72,7 +74,7 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
         BadModel: if it has no site, a site has no single input, or a layer cannot be scaled; the layer is named.
     Source: Fu et al., ICML 2022, section 1 (the motivating profiling).
     """
-    if not len(sites) > 0:
+    if not len(sites):
         raise BadModel("no site: nothing would be replaced; print(dslib.find_sites(model)) shows the blocks")
     shape = (in_channels(model), sites.image_size, sites.image_size)
     wanted = count_macs(model, shape)
@@ -80,44 +82,49 @@ def dense(model: nn.Module, sites: Sites) -> Dense:
     plain.eval()
     for site in (site for site in sites if site.convolutions):
         plain.set_submodule(site.name, _dense_block(model.get_submodule(site.name), site))
-    ghost = copy.deepcopy(plain).to("meta")
+    ghost = ghost_of(plain)
     entries, head = _entries(ghost, shape), find_head(ghost)[0]
 
-    def scaled(base: nn.Module, width: float, multiple: int) -> tuple[nn.Module, int]:
-        made = _scaled(base, width, multiple, entries, head)
+    def macs_of(width: float, multiple: int) -> int:
         try:
-            return made, count_macs(made, shape)
+            return count_macs(_scaled(ghost, width, multiple, entries, head), shape)
+        except BadModel:
+            raise
         except Exception as error:  # the user's code runs, on other shapes than it was made with
             reason = f"{type(model).__name__} does not run with all widths times {width:.2f}: {first_line(error)}"
             raise BadModel(reason) from error
 
-    best: tuple[float, float, int] | None = None
+    width, multiple = _width_for(wanted, macs_of)
+    made = _scaled(plain, width, multiple, entries, head)
+    residual = [block for block in made.modules() if isinstance(block, DenseBlock) and block.residual]
+    for block in residual:
+        block.conv.weight *= len(residual) ** -0.5  # or the sums would grow with every block, and overflow float16
+    return Dense(made, width, multiple, count_macs(made, shape), wanted)
+
+
+def _width_for(wanted: int, macs_of: Callable[[float, int], int]) -> tuple[float, int]:
+    """The factor on widths, and what they are rounded to, that give the wanted MACs within `TOLERANCE`.
+
+    Raises:
+        BadModel: if none does.
+    """
+    best = (math.inf, 0.0, 0)
     for multiple in MULTIPLES:
         low, high = 0.0, WIDEST
         while high - low > FINEST:
             width = (low + high) / 2
-            macs = scaled(ghost, width, multiple)[1]
+            macs = macs_of(width, multiple)
             low, high = (width, high) if macs < wanted else (low, width)
-            found = (abs(macs / wanted - 1), width, multiple)
-            best = found if best is None else min(best, found)
-        if best is not None and best[0] <= TOLERANCE:
-            break
-    assert best is not None
-    error, width, multiple = best
-    if not error <= TOLERANCE:
-        raise BadModel(f"no width gives {wanted:,} MACs within {TOLERANCE:.0%}: {error:.1%} off at best")
-    made, macs = scaled(plain, width, multiple)
-    residual = [block for block in made.modules() if isinstance(block, DenseBlock) and block.residual]
-    for block in residual:
-        block.conv.weight *= len(residual) ** -0.5  # or the sums would grow with every block, and overflow float16
-    return Dense(made, width, multiple, macs, wanted)
+            best = min(best, (abs(macs / wanted - 1), width, multiple))
+        if best[0] <= TOLERANCE:
+            return best[1:]
+    raise BadModel(f"no width gives {wanted:,} MACs within {TOLERANCE:.0%}: {best[0]:.1%} off at best")
 
 
 def _dense_block(block: nn.Module, site: Site) -> DenseBlock:
     """What stands for a site, at its own widths."""
     if site.input_shape is None:
         raise BadModel(f"{site.name}: {site.reason or 'no single input'}")
-    assert site.input_shape is not None
     before, dtype = (1, *site.input_shape), dtype_of(block)
     after = ghost_of(block)(torch.empty(before, device="meta", dtype=dtype)).shape
     sizes = [m.kernel_size for m in block.modules() if isinstance(m, nn.Conv2d)]
@@ -155,11 +162,9 @@ def _entries(ghost: nn.Module, shape: tuple[int, int, int]) -> set[str]:
         if inputs[0] is images:
             found.add(name)
 
-    convolutions = [(name, module) for name, module in ghost.named_modules() if isinstance(module, nn.Conv2d)]
-    hooks = [module.register_forward_pre_hook(partial(note, name=name)) for name, module in convolutions]
-    ghost(images)
-    for hook in hooks:
-        hook.remove()
+    convolutions = [name for name, module in ghost.named_modules() if isinstance(module, nn.Conv2d)]
+    with hooked(ghost, {name: partial(note, name=name) for name in convolutions}, before=True):
+        ghost(images)
     return found
 
 
@@ -172,7 +177,7 @@ def _scaled(base: nn.Module, width: float, multiple: int, entries: set[str], hea
     model = copy.deepcopy(base)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            depthwise = module.groups == module.in_channels
+            depthwise = module.groups == module.in_channels > 1
             module.in_channels = module.in_channels if name in entries else wide(module.in_channels)
             module.out_channels = wide(module.out_channels)
             module.groups = module.in_channels if depthwise else module.groups

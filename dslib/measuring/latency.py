@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..algebra import fold
+from ..algebra import fold, ghost_of
 from ..errors import BadConfig, DslibError, first_line
 from .devices import Others, tune_allocator, wait_for
 from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, runner_for, use_precision
@@ -66,12 +66,14 @@ class Timing:
 
     @property
     def busy(self) -> bool:
-        """Whether the machine had more to do, as others used a tenth of the cores, or a tenth of rounds are outliers.
+        """Whether the machine had more to do: others used a tenth of the cores (or one whole), or rounds are outliers.
 
-        One whole core of others' is enough.
+        More than a tenth of a network's rounds, and more than one: in few rounds a single one says nothing.
         """
         shared = self.others is not None and self.others > min(0.1 * torch.get_num_threads(), 0.8)
-        return shared or bool((self.frame["outliers"] > 0.1).any())
+        outlying = ((ms > OUTLIER * np.median(ms)).sum() for ms in self.ms.values())
+        rounds = len(next(iter(self.ms.values())))
+        return shared or any(count > max(1, 0.1 * rounds) for count in outlying)
 
     def median(self, name: str) -> float:
         """Median latency in ms per batch."""
@@ -112,7 +114,7 @@ def measure(
     Raises:
         BadConfig, DslibError: as `runtimes.runner_for`.
     """
-    if not (bool(models) and rounds > 0):
+    if not models or rounds < 1:
         raise BadConfig("expected at least one network and one round to measure")
     dtype = None if precision is None else dtype_for(precision)
     if tuned:
@@ -184,7 +186,7 @@ def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    ghost = copy.deepcopy(model).to("meta").eval()
+    ghost = ghost_of(model)
     dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra import ghost_of
+from ..algebra import ghost_of, hooked
 from .latency import Timing, count_macs, measure
 from .runtimes import dtype_for
 
@@ -80,25 +80,20 @@ def find_peaks(
         placed = {name: layer.to(device, dtype) for name, layer in layers.items()}
         return measure(placed, images, rounds, precision=precision)
 
-    convolutions: dict[str, nn.Module] = {
-        str(i): nn.Conv2d(c, c, 3, padding=1, bias=False) for i, (c, _) in enumerate(CONVOLUTIONS)
-    }
-    maps = {str(i): torch.randn(batch, c, s, s, device=device) for i, (c, s) in enumerate(CONVOLUTIONS)}
+    shapes = {f"{c} x {side}": (c, side, side) for c, side in CONVOLUTIONS}
+    convolutions = {name: nn.Conv2d(c, c, 3, padding=1, bias=False) for name, (c, *_) in shapes.items()}
+    maps = {name: torch.randn(batch, *shape, device=device) for name, shape in shapes.items()}
     convolved = timed(convolutions, maps)
-    batch = convolved.batch_size
-    rates = [
-        2e-6
-        * batch
-        * count_macs(convolutions[i], (maps[i].shape[1], maps[i].shape[2], maps[i].shape[3]))
-        / convolved.median(i)
-        for i in maps
+    gflops = [
+        2e-6 * convolved.batch_size * count_macs(conv, shapes[name]) / convolved.median(name)
+        for name, conv in convolutions.items()
     ]
     matrix = torch.randn(1, 1, side, side, device=device)
     product = timed({"matmul": nn.Linear(side, side, bias=False)}, {"matmul": matrix})
     many = torch.zeros(1, 1, 1, COPIED[kind] // dtype.itemsize, device=device, dtype=dtype)
     copied = timed({"copy": _Copy(many)}, {"copy": many})
     return Peaks(
-        max(rates),
+        max(gflops),
         2e-6 * side**3 / product.median("matmul"),
         2e-6 * COPIED[kind] / copied.median("copy"),
         str(device),
@@ -127,10 +122,8 @@ def least_traffic(model: nn.Module, input_shape: tuple[int, int, int], batch_siz
 
     ghost = ghost_of(model)
     dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
-    for module in ghost.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            module.register_forward_hook(count)
-    with torch.no_grad():
+    layers = [name for name, module in ghost.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad(), hooked(ghost, dict.fromkeys(layers, count)):
         ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))
     return width * numbers
 

@@ -47,8 +47,7 @@ def runner_for(model: nn.Module, images: Tensor, runtime: str = "eager") -> Runn
         BadConfig: if the runtime is unknown, not installed, or not for this device.
         DslibError: if it cannot run the network, or computes something else than PyTorch does.
     """
-    known = runtime in RUNTIMES
-    if not known:
+    if runtime not in RUNTIMES:
         raise BadConfig(f"runtime: expected one of {', '.join(RUNTIMES)}, found {runtime!r}")
     device = RUNTIMES[runtime].device
     if device not in ("any", images.device.type):
@@ -97,8 +96,7 @@ def dtype_for(precision: str) -> torch.dtype:
     Raises:
         BadConfig: if there is no such precision.
     """
-    known = precision in PRECISIONS
-    if not known:
+    if precision not in PRECISIONS:
         raise BadConfig(f"precision: expected one of {', '.join(PRECISIONS)}, found {precision!r}")
     return PRECISIONS[precision]
 
@@ -214,8 +212,7 @@ def _onnxruntime(model: nn.Module, images: Tensor) -> Ready:
         path = Path(folder) / "network.onnx"
         torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
         session = onnxruntime.InferenceSession(path, options, [(provider, settings)])
-    # it may fall back to the CPU
-    if provider not in session.get_providers():
+    if provider not in session.get_providers():  # it may fall back to the CPU
         raise BadConfig(reason)
     binding, array = session.io_binding(), images.cpu().numpy()
     place = onnxruntime.OrtValue.ortvalue_from_numpy(array, device, number)

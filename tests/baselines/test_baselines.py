@@ -65,7 +65,9 @@ def steady(monkeypatch):
         monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
     monkeypatch.setattr(depth, "SEARCHING", 1.0)
     monkeypatch.setattr(Budget, "cost", lambda _, __, sites: costs(sites.names))
-    monkeypatch.setattr(evolution, "planned", lambda data, left, _, *more: tuning.planned(data, left, 0.01, *more))
+    monkeypatch.setattr(
+        evolution, "portion_for", lambda data, left, _, *more: tuning.portion_for(data, left, 0.01, *more)
+    )
 
 
 def costs(names):
@@ -73,9 +75,9 @@ def costs(names):
     return CostTable(*(dict.fromkeys(names, ms) for ms in (5.0, 4.0, 3.0)), 20.0, 2, 16, "cpu", "eager")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trained(digits):
-    """A network that has learnt the digits, with widths to choose from."""
+    """A network that has learnt the digits, with widths to choose from; no method changes it."""
     torch.manual_seed(0)
     model = wide()
     train(model, digits, cross_entropy(), Train(epochs=15, lr=0.4, batch_size=32))
@@ -96,7 +98,7 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
     before = copy.deepcopy(model.state_dict())
     effort = replace(EFFORT, pretrained=pretrained, distil=pretrained)
     budget = Budget(1.2, 16, rounds=2)
-    done = METHODS[method](model, digits, budget, effort)
+    done = METHODS[method](Trial(model, digits, budget, effort))
     assert budget.reached(model, done.model) >= 1.2
     assert done.model(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
     assert not done.model.training
@@ -108,7 +110,7 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
         assert shapes(again) == shapes(done.model)
     else:
         assert (again, method in ("magnitude", "taylor")) == (None, True)
-    cut = (
+    narrower = (
         "uniform",
         "magnitude",
         "taylor",
@@ -116,7 +118,7 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
         "layer-folding",
         "narrow-and-shrunk",
     )  # their BatchNorms see other maps
-    assert ("statistics" in done.record["seconds"]) == (method in cut)
+    assert ("statistics" in done.record["seconds"]) == (method in narrower)
     whole = ("uniform", "metapruning", "narrow-and-shrunk")  # which train what they end with from nothing
     assert ("pretraining" in done.record["seconds"]) == (not pretrained and method not in whole)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
@@ -127,7 +129,7 @@ def test_every_method_meets_its_budget(method, pretrained, trained, digits, by_w
 def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, digits, by_work, steady, monkeypatch):
     seen, loss_on = [], evolution.loss_on
     monkeypatch.setattr(evolution, "loss_on", lambda net, images: seen.append(images) or loss_on(net, images))
-    found = METHODS["metapruning"](trained, digits, Budget(1.5, 16), EFFORT).record
+    found = METHODS["metapruning"](Trial(trained, digits, Budget(1.5, 16), EFFORT)).record
     assert len(found["random_losses"]) == evolution.FIRST
     assert found["candidates"] > evolution.FIRST
     assert found["loss"] < np.mean(found["random_losses"])
@@ -140,12 +142,12 @@ def test_evolved_widths_are_better_than_random_ones_within_the_budget(trained, d
 def test_a_budget_that_cannot_be_met_says_how_far_it_goes(trained, digits, by_work, steady):
     for method in ("uniform", "layers", "metapruning", "layer-folding"):
         with pytest.raises(BadConfig, match=r"is \d+\.\d\d times as fast as the original .*, expected 1000"):
-            METHODS[method](trained, digits, Budget(1000.0, 16), EFFORT)
+            METHODS[method](Trial(trained, digits, Budget(1000.0, 16), EFFORT))
 
 
 def test_the_papers_masks_as_a_baseline(network, digits, by_work, steady):
     effort = replace(EFFORT, pretrained=False, distil=False)
-    done = METHODS["given-masks"](network, digits, Budget(1.2, 32), effort)
+    done = METHODS["given-masks"](Trial(network, digits, Budget(1.2, 32), effort))
     kept = [f"features.{i + 1}" for i in range(17) if f"features.{i + 1}" not in done.record["removed"]]
     assert kept in [[f"features.{i + 1}" for i in part] for part in PAPER_KEPT.values()]
     assert "pretraining" not in done.record["seconds"]
@@ -154,14 +156,14 @@ def test_the_papers_masks_as_a_baseline(network, digits, by_work, steady):
 def test_a_method_spends_what_it_may(trained, digits):
     """On the real clock, of this process alone."""
     effort = replace(EFFORT, seconds=6.0, distil=False)
-    done = METHODS["uniform"](trained, digits, Budget(1.01, 16, rounds=1), effort)
+    done = METHODS["uniform"](Trial(trained, digits, Budget(1.01, 16, rounds=1), effort))
     assert 3 < sum(done.record["seconds"].values()) < 9
 
 
 def test_layers_are_ranked_on_as_many_images_as_the_planner_has(trained, digits, by_work, steady, monkeypatch):
     seen = set()
     monkeypatch.setattr(blocks, "loss_on", lambda network, images: seen.add(len(images)) or 0.0)
-    METHODS["layers"](trained, digits, Budget(1.1, 16), EFFORT)
+    METHODS["layers"](Trial(trained, digits, Budget(1.1, 16), EFFORT))
     assert seen == {EFFORT.few}
 
 
@@ -169,7 +171,7 @@ def test_a_narrow_network_is_taught_as_all_others_are(trained, digits, by_work, 
     teachers, pretrain = [], depth.pretrain
     monkeypatch.setattr(depth, "pretrain", lambda *given: teachers.append(given[-1]) or pretrain(*given))
     for distil in (True, False):
-        METHODS["narrow-and-shrunk"](trained, digits, Budget(1.2, 16), replace(EFFORT, distil=distil))
+        METHODS["narrow-and-shrunk"](Trial(trained, digits, Budget(1.2, 16), replace(EFFORT, distil=distil)))
     assert teachers == [trained, None]
 
 
@@ -224,14 +226,14 @@ def test_blocks_that_can_go_whole(network, digits, monkeypatch):
     assert droppable(Odd(), children, 8) == ("goes", "twice")
     sizes = []
     monkeypatch.setattr(shrinking, "droppable", lambda _, names, size: sizes.append(size) or tuple(names))
-    monkeypatch.setattr(blocks, "tune", lambda small, *_: (small, []))
-    monkeypatch.setattr(blocks, "least", lambda *given, **_: given[2](0.2)[1])
-    done = blocks.layers(network, digits, Budget(1.5, 32), Effort(60, images=8))
+    monkeypatch.setattr("dslib.baselines.trial.tune", lambda small, *_: (small, []))
+    monkeypatch.setattr(Trial, "least", lambda self, make, what: make(0.2)[1])
+    done = blocks.layers(Trial(network, digits, Budget(1.5, 32), Effort(60, images=8)))
     assert len(done.record["removed"]) == 2
     assert set(sizes) == {digits.image_size}
     monkeypatch.setattr(blocks, "droppable", lambda *_: ())
     with pytest.raises(BadModel, match="no block gives maps of the shape that it takes"):
-        blocks.layers(network, digits, Budget(1.5, 32), Effort(60))
+        blocks.layers(Trial(network, digits, Budget(1.5, 32), Effort(60)))
 
 
 def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
@@ -242,7 +244,7 @@ def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
     taylors = partial(channels.taylors, gradients)
     runtimes = ("eager", "nchw", "onnxruntime", "openvino")
     for score, compete, more in ((channels.magnitudes, False, ()), (taylors, True, ("compile",))):
-        small = channels.cut(network, 0.5, 32, score, compete)
+        small = cut(network, 0.5, 32, score, compete)
         assert dslib.count_parameters(small) < 0.7 * dslib.count_parameters(network)
         outputs = small(images)
         assert outputs.shape == (2, 10)
@@ -250,7 +252,7 @@ def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
             timing = dslib.measure({"small": small}, images, rounds=1, runtime=runtime)
             assert timing.median("small") > 0
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
-    assert channels.cut(network, 0.0, 32, channels.magnitudes, False) is not network
+    assert cut(network, 0.0, 32, channels.magnitudes, False) is not network
 
 
 def test_taylor_scores_let_a_channels_products_cancel():
@@ -270,7 +272,7 @@ def test_small_channels_go_first(network):
         for layer in (network.features[2].conv[0][0], network.features[2].conv[1][0]):
             layer.weight[::2] *= 1e-3
         network.features[2].conv[2].weight[:, ::2] *= 1e-3
-    small = channels.cut(network, 0.5, 32, channels.magnitudes, False)
+    small = cut(network, 0.5, 32, channels.magnitudes, False)
     kept = small.features[2].conv[0][0].weight
     assert len(kept) == 24
     assert torch.equal(kept, network.features[2].conv[0][0].weight[1::2])

@@ -6,7 +6,8 @@ from conftest import randomise_batchnorm
 from torch import nn
 
 import dslib
-from dslib.baselines.slim import Macs, Slim, find_groups
+from dslib.baselines.coupling import Macs, find_groups
+from dslib.baselines.slim import Slim
 from dslib.errors import BadModel
 
 FULL = {"width_mult": 0.35}

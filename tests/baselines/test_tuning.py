@@ -96,16 +96,16 @@ def test_a_timing_while_the_machine_changed_its_pace_is_made_again(monkeypatch):
 
 def test_a_part_of_the_images_fills_the_time(digits):
     config, clock = Finetune(batch_size=32), tuning.Clock(180.0, torch.device("cpu"), {"ranking": 170.0})
-    part = tuning.planned(digits, 10.0, 0.1, config, clock)
+    part = tuning.portion_for(digits, 10.0, 0.1, config, clock)
     assert (len(part.data.train), part.epochs) == (100, 1)
-    part = tuning.planned(digits, 50.0, 0.1, config, clock)
+    part = tuning.portion_for(digits, 50.0, 0.1, config, clock)
     assert (len(part.data.train), part.epochs) == (250, 2)
     seen, every = (split.images.flatten(1).unique(dim=0) for split in (part.data.train, digits.train))
     assert torch.equal(seen, every)
     assert part.data.train.augment is digits.train.augment
     told = r"1 of 180 s are left for a training \(took: ranking 170 s\), a batch takes 3.2 s: give more seconds"
     with pytest.raises(BadConfig, match=told):
-        tuning.planned(digits, 1.0, 0.1, config, clock)
+        tuning.portion_for(digits, 1.0, 0.1, config, clock)
 
 
 def test_held_back_images_are_not_among_the_rest(digits):

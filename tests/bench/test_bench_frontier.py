@@ -22,12 +22,13 @@ from dslib.models.networks import Loaded
 from dslib.records import Record
 
 
-def half(model, data, budget, effort):
+def half(trial):
     """A method: the same network, however it is asked."""
+    budget, effort = trial.budget, trial.effort
     if budget.speedup == 9.0:
         raise BadConfig("not that fast")
-    calls.append((budget.speedup, effort.seed, effort.recipe, effort.lr, len(data.train)))
-    return Pruned(model, {"seconds": {"training": 1.0}, "history": []})
+    calls.append((budget.speedup, effort.seed, effort.recipe, effort.lr, len(trial.data.train)))
+    return Pruned(trial.original, {"seconds": {"training": 1.0}, "history": []})
 
 
 calls = []
@@ -99,7 +100,7 @@ def test_where_nothing_is_inherited_nothing_is_trained_gently(small, monkeypatch
         asked.append((clock.left(), effort.recipe, effort.lr, teacher is not None))
         return network, []
 
-    monkeypatch.setattr(frontier, "tune", tune)
+    monkeypatch.setattr("dslib.baselines.trial.tune", tune)
     scratch = replace(small, weights="none", lrs=(0.2,))
     assert scratch.trials == [{"recipe": "usual", "lr": 0.2}]
     rows = record_frontier(scratch, None, None, lambda _: None).values["rows"]
