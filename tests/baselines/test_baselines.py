@@ -15,12 +15,23 @@ from torch import nn
 import dslib
 from dslib import shrinking
 from dslib.algebra.blocks import droppable
-from dslib.baselines import METHODS, Budget, Effort, blocks, channels, depth, evolution, tuning
+from dslib.baselines import (
+    METHODS,
+    PAPER_KEPT,
+    Budget,
+    Effort,
+    Trial,
+    blocks,
+    channels,
+    depth,
+    evolution,
+    rebuilt,
+    tuning,
+)
 from dslib.baselines import budget as budget_module
 from dslib.baselines.budget import least
-from dslib.baselines.choosing import PAPER_KEPT
-from dslib.baselines.rebuilding import REBUILD, rebuilt
-from dslib.baselines.slim import coupled
+from dslib.baselines.coupling import coupled, cut
+from dslib.baselines.rebuilding import REBUILD
 from dslib.baselines.tuning import Clock
 from dslib.errors import BadConfig, BadModel
 from dslib.profiling import CostTable
