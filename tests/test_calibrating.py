@@ -88,10 +88,11 @@ def test_the_error_left_over_counts_the_ridge():
 
 @pytest.mark.filterwarnings("ignore:.* fewer positions than .* weights to fit")
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["tiny", "resnet18", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["tiny", "timm/resnet18", "timm/tf_mobilenetv3_small_minimal_100"])
 def test_calibrated_is_nearer_than_torn_out(name, tiny):
     size = 32 if name == "tiny" else 64
-    model, x = tiny if name == "tiny" else build(name), photos(64, size)
+    narrow = {"channels": (8, 12, 16, 24)} if "resnet" in name else {}
+    model, x = tiny if name == "tiny" else build(name, **narrow), photos(48, size)
     sites = dslib.find_sites(model, size)
     mask = sites.mask(sites.names[2:])
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -232,7 +233,6 @@ def test_last_convolutions():
     expected = {
         "mobilenet_v2": ("features.2", ("conv.2", "conv.3")),
         "resnet18": ("layer2.0", ("conv2", "bn2")),
-        "resnet50": ("layer2.0", ("conv3", "bn3")),
         "timm/resnet50d": ("layer2.0", ("conv3", "bn3")),
         "mobilenet_v3_large": ("features.4", ("block.3.0", "block.3.1")),
     }

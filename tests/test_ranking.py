@@ -18,7 +18,7 @@ from dslib.training.evaluating import batchnorm_drift, recalibrate_batchnorm
 
 
 def test_ranking_gives_a_mask_for_every_k(tiny):
-    x = photos(48)
+    x = photos(24)
     sites = dslib.find_sites(tiny, 32)
     found = rank(tiny, sites, x, progress=False)
     assert all(value > 0 for value in found.scores.values())
@@ -33,7 +33,7 @@ def test_ranking_gives_a_mask_for_every_k(tiny):
 
 
 def test_the_divergence_may_be_of_other_images(tiny):
-    x, other = photos(80).split([48, 32])
+    x, other = photos(40).split([24, 16])
     sites = dslib.find_sites(tiny, 32)
     found = rank(tiny, sites, x, progress=False, held=other)
     alone = calibrate(tiny, sites.mask(set(sites.names) - {"blocks.1"}), x, Calibrate()).model
@@ -41,7 +41,7 @@ def test_the_divergence_may_be_of_other_images(tiny):
 
 
 def test_ranking_of_runs(tiny):
-    x = photos(48)
+    x = photos(24)
     sites = dslib.find_sites(tiny, 32)
     found = rank(tiny, sites, x, progress=False, longest=3)
     assert list(found.runs) == ["blocks.0+blocks.1", "blocks.1+blocks.2", "blocks.0+blocks.1+blocks.2"]
