@@ -6,13 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra import dtype_of, hooked, in_channels
+from ..algebra import Call, dtype_of, hooked, in_channels
 from ..errors import BadModel, first_line
 from ..models import find_head
 
@@ -154,12 +153,13 @@ def _macs_of_layers(model: nn.Module, image_size: int) -> dict[str, float]:
     """Name of each convolution and linear layer -> its multiply-accumulates of an image."""
     found: dict[str, float] = {}
 
-    def note(name: str, layer: nn.Conv2d | nn.Linear, _: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = layer.weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1)
+    def note(call: Call) -> None:
+        positions = call.output[0, 0].numel() if call.output.ndim == 4 else 1
+        found[call.name] = positions * call.module.get_parameter("weight").numel()
 
     copied = copy.deepcopy(model).eval()
     names = [name for name, layer in copied.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    with torch.no_grad(), hooked(copied, {name: partial(note, name) for name in names}):
+    with torch.no_grad(), hooked(copied, names, after=note):
         copied(blank_image(model, image_size))
     return found
 

@@ -7,14 +7,14 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import dropwhile, takewhile
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..algebra import (
+    Call,
     after,
     ancestors,
     bypass,
@@ -271,9 +271,9 @@ def _has_shift(body: fx.GraphModule, batchnorm: str) -> bool:
 
 def calls(model: nn.Module, targets: Mapping[str, str], images: Tensor) -> Counter[str]:
     """How often each name's target is called in a forward pass, in the order in which they first end."""
-    found = Counter[str]()
+    found, names = Counter[str](), {target: name for name, target in targets.items()}
     try:
-        with hooked(model, {target: lambda *_, name=name: found.update([name]) for name, target in targets.items()}):
+        with hooked(model, names, after=lambda call: found.update([names[call.name]])):
             model(images)
     except Exception as error:  # the user's code runs: anything can be raised
         shape = tuple(images.shape[1:])
@@ -305,11 +305,8 @@ def outputs_at(
     original: nn.Module, layers: Iterable[FittedLayer], batches: Iterable[Tensor], take: Callable[[str, Tensor], None]
 ) -> None:
     """Run the original on batches; `take` gets each layer's name and what its target gives, one batch after another."""
-
-    def hook(_: nn.Module, inputs: Any, output: Tensor, name: str) -> None:
-        take(name, output)
-
-    with hooked(original, {layer.target: partial(hook, name=layer.name) for layer in layers}):
+    names = {layer.target: layer.name for layer in layers}
+    with hooked(original, names, after=lambda call: take(names[call.name], call.output)):
         for images in batches:
             original(images)
 
@@ -335,21 +332,17 @@ def output_at(model: nn.Module, images: Tensor, name: str) -> Tensor:
     """What a module gives, in a forward pass that ends there."""
     found: list[Tensor] = []
 
-    def stop(_: nn.Module, inputs: Any, output: Tensor) -> None:
-        found.append(output)
+    def stop(call: Call) -> None:
+        found.append(call.output)
         raise _Stop
 
-    with contextlib.suppress(_Stop), hooked(model, {name: stop}):
+    with contextlib.suppress(_Stop), hooked(model, [name], after=stop):
         model(images)
     return found[0]
 
 
 def values_at(model: nn.Module, images: Tensor, layer: FittedLayer) -> tuple[Tensor, Tensor]:
     """A layer's output, and the input of its convolution, in one forward pass of the small network."""
-    read: list[Tensor] = []
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        read.append(inputs[0].clone())  # what follows may write into it
-
-    with hooked(model, {layer.conv: note}, before=True):
+    read: list[Tensor] = []  # cloned: what follows may write into it
+    with hooked(model, [layer.conv], before=lambda call: read.append(call.args[0].clone())):
         return output_at(model, images, layer.output), read[0]

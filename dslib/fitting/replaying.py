@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra import hooked
+from ..algebra import Call, hooked
 from .layers import output_at
 
 REPLAY_BYTES = 2**29  # held at most
@@ -91,13 +90,13 @@ class Rest:
         ended: list[str] = []
         outputs: list[Any] = []
 
-        def note(_: nn.Module, inputs: Any, output: Any, path: str) -> None:
-            ended.append(path)
-            if path == name:
-                outputs.append(output.clone() if isinstance(output, Tensor) else None)
+        def note(call: Call) -> None:
+            ended.append(call.name)
+            if call.name == name:
+                outputs.append(call.output.clone() if isinstance(call.output, Tensor) else None)
 
         paths = [path for path, _ in self.network.named_modules() if path]
-        with hooked(self.network, {path: partial(note, path=path) for path in paths}):
+        with hooked(self.network, paths, after=note):
             expected: Tensor = self.at(0)(images)
         end = ended.index(name)
         done = {path for path in ended[:end] if path not in ended[end:] and not path.startswith(f"{name}.")}

@@ -9,14 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..algebra import dtype_of, ghost_of, hooked, in_channels, removable_activations, trace
+from ..algebra import Call, dtype_of, ghost_of, hooked, in_channels, removable_activations, trace
 from ..errors import BadModel, NotTraceable, first_line
 from ..models import find_head
 from ..shrinking import activation_module
@@ -156,16 +155,11 @@ def _activation(block: nn.Module) -> nn.Module:
 def _entries(ghost: nn.Module, shape: tuple[int, int, int]) -> set[str]:
     """Names of the convolutions that read the network's input: its channels are not scaled."""
     images = torch.empty(1, *shape, device="meta", dtype=dtype_of(ghost))
-    found: set[str] = set()
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str) -> None:
-        if inputs[0] is images:
-            found.add(name)
-
+    calls: list[Call] = []
     convolutions = [name for name, module in ghost.named_modules() if isinstance(module, nn.Conv2d)]
-    with hooked(ghost, {name: partial(note, name=name) for name in convolutions}, before=True):
+    with hooked(ghost, convolutions, before=calls.append):
         ghost(images)
-    return found
+    return {call.name for call in calls if call.args[0] is images}
 
 
 def _scaled(base: nn.Module, width: float, multiple: int, entries: set[str], head: str) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..algebra import fold, ghost_of
+from ..algebra import dtype_of, fold, ghost_of
 from ..errors import BadConfig, DslibError, first_line
 from .devices import Others, tune_allocator, wait_for
 from .runtimes import Runner, describe, dtype_for, forget_compiled, is_out_of_memory, runner_for, use_precision
@@ -187,9 +187,8 @@ def count_macs(model: nn.Module, input_shape: tuple[int, int, int]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     ghost = ghost_of(model)
-    dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))
+        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype_of(ghost)))
     return int(counter.get_total_flops()) // 2
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra import ghost_of, hooked
+from ..algebra import Call, dtype_of, ghost_of, hooked
 from .latency import Timing, count_macs, measure
 from .runtimes import dtype_for
 
@@ -114,18 +114,17 @@ def least_traffic(model: nn.Module, input_shape: tuple[int, int, int], batch_siz
         batch_size: images.
         width: bytes of a number.
     """
-    numbers = 0
+    numbers: list[int] = []
 
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal numbers
-        numbers += batch_size * (inputs[0].numel() + output.numel()) + sum(p.numel() for p in module.parameters())
+    def count(call: Call) -> None:
+        maps = call.args[0].numel() + call.output.numel()
+        numbers.append(batch_size * maps + sum(p.numel() for p in call.module.parameters()))
 
     ghost = ghost_of(model)
-    dtype = next((p.dtype for p in ghost.parameters()), torch.float32)
     layers = [name for name, module in ghost.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    with torch.no_grad(), hooked(ghost, dict.fromkeys(layers, count)):
-        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype))
-    return width * numbers
+    with torch.no_grad(), hooked(ghost, layers, after=count):
+        ghost(torch.empty(1, *input_shape, device="meta", dtype=dtype_of(ghost)))
+    return width * sum(numbers)
 
 
 def utilisation(
