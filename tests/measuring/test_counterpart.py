@@ -45,6 +45,14 @@ def test_residual_and_activation_are_the_blocks_own():
     assert next(found.parameters()).dtype == torch.float64
 
 
+def test_a_convolution_of_one_channel_is_no_depthwise_one():
+    whole = list(wide())
+    model = nn.Sequential(*whole[:4], nn.Conv2d(32, 1, 1), nn.Conv2d(1, 32, 1), *whole[4:])
+    found = dense(model, dslib.find_sites(model, 32)).model
+    assert found[5].in_channels > 1
+    assert found[5].groups == 1
+
+
 def test_a_network_that_cannot_be_widened():
     class Odd(Tiny):
         def __init__(self):

@@ -97,6 +97,8 @@ def test_a_busy_machine_is_noticed():
     shaken = Timing({"a": even, "b": np.where(np.arange(20) < 3, 3.0, 2.0)}, 4, "cpu", "eager", 0.0)
     assert shaken.frame["outliers"].to_dict() == {"a": 0.0, "b": 0.15}
     assert shaken.busy
+    for strays, busy in ((1, False), (2, True)):  # of nine rounds a single one says nothing
+        assert Timing({"a": np.where(np.arange(9) < strays, 3.0, 2.0)}, 4, "cpu", "eager", 0.0).busy is busy
 
 
 def test_other_programs_are_counted():
@@ -153,7 +155,9 @@ def test_a_profile_predicts_and_round_trips(tiny, tmp_path):
     assert (table.frame[["kept_ms", "linear_ms", "merged_ms"]] > 0).all(axis=None)
     assert list(table.frame.index) == list(sites.names)
     some = sites.mask(["blocks.0"])
-    assert table.predict(some) == pytest.approx(table.total - table.savings["blocks.1"] - table.savings["blocks.2"])
+    assert table.predict(some, merged=False) == pytest.approx(
+        table.total - table.savings["blocks.1"] - table.savings["blocks.2"]
+    )
     assert table.predict(sites.mask(sites.names)) == table.total
     assert dslib.CostTable.load(table.save(tmp_path / "cost.json")) == table
     with pytest.raises(MaskMismatch, match="no measured cost for \\['x'\\]"):
@@ -189,7 +193,7 @@ def test_sites_that_are_slower_merged_are_not_worth_merging():
     mask = dslib.Mask({"a": False, "b": False})
     assert table.worth_merging(mask) == ("a",)
     assert table.savings == {"a": 2.0, "b": 1.0}
-    assert table.predict(mask) == 6.0
+    assert (table.predict(mask), table.predict(mask, merged=False)) == (8.0, 6.0)
 
 
 def test_a_profile_of_a_network_without_mergeable_sites():
