@@ -2,6 +2,8 @@
 """Set up and run DepthShrinker, the book. The first call makes .venv from requirements.lock.
 
     python3 dev.py test [pytest arguments]   the tests and every cell of every chapter: pytest --nbval
+    python3 dev.py test --quick [...]        in about a minute: laws, algebra, sites, plans, records, each command
+                                             once; no training that takes long, no chapter
     python3 dev.py book [--execute | --full] build the pages (--execute: run the chapters afresh; --full: with
                                              the long measurements that some have, hours, on the best device)
     python3 dev.py serve [port]              build, then serve the pages on 127.0.0.1 (port 8000)
@@ -32,6 +34,8 @@ BUILD, VENV = ROOT / "_build", ROOT / ".venv"
 HTML, LOG, STAMP = BUILD / "html", BUILD / "setup.log", VENV / "complete"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 OLDEST, NEWEST = (3, 10), (3, 12)
+MODULES = ("package", "records", "sites", "refusals", "planning", "compressing", "setup", "dev")
+QUICK = ["tests/algebra", "tests/cli", *(f"tests/test_{name}.py" for name in MODULES)]  # for test --quick
 SIGNS = {  # what the log of a failed set-up holds -> what it means
     "No space left": "the disk is full: free about 10 GB",
     "connection broken": "the package index cannot be reached: check the network",
@@ -113,12 +117,14 @@ def tool(name, *args, **environment):
 
 
 def test(args):
-    """Run the tests and, cell by cell, the chapters: a file or chapter a core, four at most."""
+    """Run the tests and, cell by cell, the chapters, or those of QUICK: a file or chapter a core, four at most."""
+    quick = "--quick" in args
+    args = [*(QUICK if quick else ["--nbval"]), *(arg for arg in args if arg != "--quick")]
     cores = os.cpu_count() or 1
     workers = min(cores, 4)
     threads = os.environ.get("OMP_NUM_THREADS", str(cores // workers))
     parallel = ["-n", str(workers), "--dist", "loadfile"]
-    return setup() or tool("python", "-m", "pytest", "--nbval", *parallel, *args, OMP_NUM_THREADS=threads)
+    return setup() or tool("python", "-m", "pytest", *parallel, *args, OMP_NUM_THREADS=threads)
 
 
 def lint(args):

@@ -161,8 +161,11 @@ def test_arguments_of_test_reach_pytest_which_shares_the_cores(dev, monkeypatch)
     for cores, workers, threads in ((1, "1", "1"), (2, "2", "1"), (32, "4", "8")):
         monkeypatch.setattr(dev.os, "cpu_count", lambda cores=cores: cores)
         assert dev.main(["test", "-k", "merge"]) == 0
-        words = ("python", "-m", "pytest", "--nbval", "-n", workers, "--dist", "loadfile", "-k", "merge")
+        words = ("python", "-m", "pytest", "-n", workers, "--dist", "loadfile", "--nbval", "-k", "merge")
         assert given[-1] == (words, {"OMP_NUM_THREADS": threads})
+    assert dev.main(["test", "--quick", "-x"]) == 0
+    assert given[-1][0][7:] == (*dev.QUICK, "-x")
+    assert all((ROOT / name).exists() for name in dev.QUICK)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     dev.main(["test"])
     assert given[-1][1] == {"OMP_NUM_THREADS": "3"}
