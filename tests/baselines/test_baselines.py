@@ -99,7 +99,7 @@ def shapes(network):
     return {name: value.shape for name, value in network.state_dict().items()}
 
 
-EFFORT = Effort(seconds=8.0, batch_size=16, images=256, search_lr=0.2)
+EFFORT = Effort(seconds=5.0, batch_size=16, images=128, search_lr=0.2)
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "given-masks"])
@@ -166,9 +166,9 @@ def test_the_papers_masks_as_a_baseline(network, digits, by_work, steady):
 
 def test_a_method_spends_what_it_may(trained, digits):
     """On the real clock, of this process alone."""
-    effort = replace(EFFORT, seconds=6.0, distil=False)
+    effort = replace(EFFORT, seconds=4.0, distil=False)
     done = METHODS["uniform"](Trial(trained, digits, Budget(1.01, 16, rounds=1), effort))
-    assert 3 < sum(done.record["seconds"].values()) < 9
+    assert 2 < sum(done.record["seconds"].values()) < 6
 
 
 def test_layers_are_ranked_on_as_many_images_as_the_planner_has(trained, digits, by_work, steady, monkeypatch):
@@ -247,21 +247,19 @@ def test_blocks_that_can_go_whole(network, digits, monkeypatch):
         blocks.layers(Trial(network, digits, Budget(1.5, 32), Effort(60)))
 
 
-def test_pruned_networks_have_the_right_shapes_and_run_everywhere(network):
+def test_pruned_networks_have_the_right_shapes_and_run_everywhere():
     pytest.importorskip("openvino")
-    images = torch.randn(2, 3, 32, 32)
+    network, images = randomise_batchnorm(wide()), torch.randn(2, 3, 32, 32)
     before = copy.deepcopy(network.state_dict())
     gradients = [[torch.randn_like(parameter) for parameter in network.parameters()]]
     taylors = partial(channels.taylors, gradients)
-    runtimes = ("eager", "nchw", "onnxruntime", "openvino")
-    for score, compete, more in ((channels.magnitudes, False, ()), (taylors, True, ("compile",))):
+    everywhere = ("eager", "nchw", "compile", "onnxruntime", "openvino")
+    for score, compete, runtimes in ((channels.magnitudes, False, ()), (taylors, True, everywhere)):
         small = cut(network, 0.5, 32, score, compete)
         assert dslib.count_parameters(small) < 0.7 * dslib.count_parameters(network)
-        outputs = small(images)
-        assert outputs.shape == (2, 10)
-        for runtime in (*runtimes, *more):
-            timing = dslib.measure({"small": small}, images, rounds=1, runtime=runtime)
-            assert timing.median("small") > 0
+        assert small(images).shape == (2, 10)
+        for runtime in runtimes:
+            assert dslib.measure({"small": small}, images, rounds=1, runtime=runtime).median("small") > 0
     assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
     assert cut(network, 0.0, 32, channels.magnitudes, False) is not network
 
