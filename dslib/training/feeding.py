@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from ..data import (
 from ..errors import BadConfig
 from . import processes
 from .settings import Train
-
-if TYPE_CHECKING:
-    pass
 
 
 class Feed:
