@@ -17,7 +17,7 @@ import torch
 
 from ..errors import BadConfig, BadData, first_line, nearest
 from .augmenting import Crops, Shifts
-from .splits import Files, FolderSplit, Split
+from .splits import Files, FolderSplit, Split, hold_back, shuffled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,8 +90,8 @@ def load_photos(
     files = sorted(str(file) for file in Path(path).expanduser().rglob("*") if file.suffix.lower() in IMG_EXTENSIONS)
     if not files:
         raise BadData(f"{path}: expected a folder of photos ({', '.join(IMG_EXTENSIONS)}), found none")
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count]
-    folder = SimpleNamespace(root=path, samples=[(files[i], -1) for i in order], loader=_open_image)
+    samples = [(files[i], -1) for i in shuffled(len(files), seed)[:count]]
+    folder = SimpleNamespace(root=path, samples=samples, loader=_open_image)
     return _read_all(folder, _centre(image_size, ""), skip_corrupt)
 
 
@@ -115,10 +115,8 @@ def _digits(image_size: int) -> Data:
     small = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
     large = torch.nn.functional.interpolate(small, size=image_size, mode="bilinear").round().byte()
     images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(found.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    held, rest = order[:360], order[360:]
-    train = Split(images[rest], labels[rest], Shifts())
-    return Data("digits", tuple("0123456789"), train, Split(images[held], labels[held]), image_size)
+    rest, held = hold_back(Split(images, labels), 360)
+    return Data("digits", tuple("0123456789"), replace(rest, augment=Shifts()), held, image_size)
 
 
 def _cifar10(image_size: int | None) -> Data:

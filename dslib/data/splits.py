@@ -54,7 +54,7 @@ class Split:
 
     def first(self, count: int, seed: int = 0) -> Split:
         """A random part of `count` images, the same for the same seed."""
-        return self.part(_mixed(len(self), seed)[:count])
+        return self.part(shuffled(len(self), seed)[:count])
 
     def part(self, chosen: Tensor) -> Split:
         """The images with these indices."""
@@ -156,10 +156,11 @@ class FolderSplit:
 
     def first(self, count: int, seed: int = 0) -> Split:
         """A random part of `count` images, in memory."""
-        return Split(*next(Files(self.folder, self.resize).batches([_mixed(len(self), seed)[:count].tolist()], 0)))
+        chosen = shuffled(len(self), seed)[:count].tolist()
+        return Split(*next(Files(self.folder, self.resize).batches([chosen], workers=0)))
 
 
-def _mixed(count: int, seed: int) -> Tensor:
+def shuffled(count: int, seed: int) -> Tensor:
     """0 to count - 1 in an order that depends on the seed only."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
@@ -174,8 +175,8 @@ def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
         raise BadData("expected a dataset that is held in memory, to hold images back; this one is read from disk")
     if len(train) <= count:
         raise BadData(f"expected more than {count} training images, to hold that many back; found {len(train)}")
-    mixed = _mixed(len(train), 0)
-    return train.part(mixed[count:]), train.part(mixed[:count])
+    order = shuffled(len(train), 0)
+    return train.part(order[count:]), train.part(order[:count])
 
 
 def decoded_by(split: Split | FolderSplit, workers: int | None) -> Split | FolderSplit:
