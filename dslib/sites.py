@@ -15,8 +15,8 @@ from . import records
 from .algebra import (
     Shape,
     check_weights,
+    count_of,
     dtype_of,
-    ghost_of,
     input_shapes,
     merged_shape,
     removable_activations,
@@ -113,9 +113,9 @@ class Plan:
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Mask):
             raise MaskMismatch(f"expected a dslib.Mask, found {type(self.mask).__name__}")
-        wrong = next((run for run in self.runs if isinstance(run, str) or len(run) < 2), None)
-        if wrong is not None:
-            raise MaskMismatch(f"a run is two or more sites that follow each other, found {wrong!r}")
+        for run in self.runs:
+            if isinstance(run, str) or len(run) < 2:
+                raise MaskMismatch(f"a run is two or more sites that follow each other, found {run!r}")
         object.__setattr__(self, "runs", tuple(tuple(run) for run in self.runs))  # lists are welcome
         if isinstance(self.dropped, str):
             raise MaskMismatch(f"dropped: expected names of sites, found {self.dropped!r}")
@@ -123,9 +123,8 @@ class Plan:
         names = [*(name for run in self.runs for name in run), *self.dropped]
         kept = [name for name in names if self.mask.get(name, True)]
         if kept:
-            raise MaskMismatch(
-                f"only removed sites are merged or dropped, these are kept or unknown: {', '.join(kept[:5])}"
-            )
+            listed = ", ".join(kept[:5])
+            raise MaskMismatch(f"only removed sites are merged or dropped, these are kept or unknown: {listed}")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise MaskMismatch(f"a site can be in one run, or dropped, found twice: {', '.join(twice)}")
@@ -157,16 +156,15 @@ class Plan:
         mask, runs, dropped = found.get("mask"), found.get("runs", []), found.get("dropped", [])
         if not isinstance(mask, dict):
             raise BadRecord(f"{path} holds no mask: expected an object under the key 'mask'")
-        names = (
-            [name for run in runs for name in run]
-            if isinstance(runs, list) and all(isinstance(run, list) for run in runs)
-            else [None]
-        )
-        if not all(isinstance(name, str) for name in names):
+        if not isinstance(runs, list) or not all(map(_are_names, runs)):
             raise BadRecord(f"{path}: expected lists of site names under the key 'runs', found {runs!r}")
-        if not isinstance(dropped, list) or not all(isinstance(name, str) for name in dropped):
+        if not _are_names(dropped):
             raise BadRecord(f"{path}: expected a list of site names under the key 'dropped', found {dropped!r}")
         return cls(Mask(mask), runs, dropped)
+
+
+def _are_names(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) for name in found)
 
 
 @dataclass(frozen=True)
@@ -277,9 +275,8 @@ class Sites(Sequence[Site]):
         """Raise `MaskMismatch` unless k sites can be kept: those that cannot be merged always are."""
         low, high = len(self.always_kept), len(self)
         if not self.mergeable:
-            raise MaskMismatch(
-                "this network has no mergeable site: nothing can be removed; print(dslib.find_sites(model)) shows why"
-            )
+            shown = "print(dslib.find_sites(model)) shows why"
+            raise MaskMismatch(f"this network has no mergeable site: nothing can be removed; {shown}")
         if not (isinstance(k, int) and low <= k <= high):
             raise MaskMismatch(f"k is the number of sites kept: expected {low} to {high} for this network, found {k}")
 
@@ -315,26 +312,23 @@ def find_sites(model: nn.Module, image_size: int = 224, single: bool = False) ->
 
 
 def _look_at(name: str, block: nn.Module, input_shape: Shape | None) -> Site:
-    ghost = ghost_of(block)
-    convolutions = sum(isinstance(m, nn.Conv2d) for m in ghost.modules())
+    own = copy.deepcopy(block)
+    own.eval()  # some networks' train() returns nothing
+    site = Site(name, 0, input_shape, count_of(own, nn.Conv2d))
     try:
-        traced = trace(ghost, name)
-        activations, ended = len(removable_activations(traced)), bool(tail(traced))
-    except NotTraceable as error:
-        return Site(name, 0, input_shape, convolutions, reason=str(error))
-    if input_shape is None:
-        reason = "its input is not one feature map of one size"
-        return Site(name, activations, None, convolutions, activation_at_end=ended, reason=reason)
-    try:
-        _check_graph(block, input_shape, name)
-        whole = merged_shape([ghost], [name], [input_shape])
-        (k_v, k_h), (s_v, s_h) = whole.kernel, whole.stride
+        traced = trace(own, name)
+        site = replace(site, activations=len(removable_activations(traced)), activation_at_end=bool(tail(traced)))
+        if input_shape is None:
+            return replace(site, reason="its input is not one feature map of one size")
+        _check_graph(own, traced, input_shape, name)
+        whole = merged_shape([own], [name], [input_shape])
     except (NotMergeable, NotTraceable) as error:
-        return Site(name, activations, input_shape, convolutions, activation_at_end=ended, reason=str(error))
-    return Site(name, activations, input_shape, convolutions, len(whole.weight), (k_v, k_h), (s_v, s_h), ended)
+        return replace(site, reason=str(error))
+    (k_v, k_h), (s_v, s_h) = whole.kernel, whole.stride
+    return replace(site, c_out=len(whole.weight), kernel=(k_v, k_h), stride=(s_v, s_h))
 
 
-def _check_graph(block: nn.Module, input_shape: Shape, name: str) -> None:
+def _check_graph(block: nn.Module, traced: nn.Module, input_shape: Shape, name: str) -> None:
     """Raise `NotTraceable` unless a block's graph computes what its code does, and leaves its input as it is.
 
     A graph does not show every write in place (`z = y; y += 1`), nor what a block remembers between calls.
@@ -342,12 +336,10 @@ def _check_graph(block: nn.Module, input_shape: Shape, name: str) -> None:
     parameter = next(block.parameters(), None)
     if parameter is None or parameter.is_meta:
         return
-    own = copy.deepcopy(block)
-    own.eval()  # some networks' train() returns nothing
-    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, dtype_of(own))
+    x = torch.randn(1, *input_shape, generator=torch.Generator().manual_seed(0)).to(parameter.device, dtype_of(block))
     given = x.clone()
     with torch.no_grad():
-        found, expected = trace(own, name)(x.clone()), own(given)
+        found, expected = traced(x.clone()), block(given)
     if not torch.equal(x, given):
         raise NotTraceable(f"{name}: {type(block).__name__}.forward writes into its input")
     same = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)

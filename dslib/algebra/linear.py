@@ -47,13 +47,14 @@ def linear_blocks(
     for block, name, shape in zip(blocks, names, input_shapes, strict=True):
         traced = trace(block, name)
         check_layers(traced)
-        dynamic = any(map(depends_on_size, traced.modules()))
-        sizes = input_sizes(traced, shape) if shape and dynamic else {}
         is_last = len(made) == len(blocks) - 1
         ends = [] if is_last else [node for node in tail(traced) if is_activation(traced, node)]
+        sized = any(map(depends_on_size, traced.modules()))
+        sizes = input_sizes(traced, shape) if shape and sized else {}
         for node in removable_activations(traced) + ends:
             take_out(traced, node)
-        resolve_padding(traced, sizes)
+        if sized:
+            resolve_padding(traced, sizes)
         made.append(traced)
     beyond = NO_PADDING
     for i, traced in reversed(list(enumerate(made))):
