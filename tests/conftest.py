@@ -1,5 +1,6 @@
 """What tests share: tiny random networks (BatchNorm randomised, or fold errors would hide), data, the command line."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.models.shufflenetv2 import channel_shuffle  # noqa: F401  (seen by a trace of `Wrapped`)
 
 import dslib
 from dslib.cli.verbs import main
@@ -42,6 +44,18 @@ def build(name: str, **options) -> nn.Module:
     """A random float64 network in eval, by its torchvision or timm name."""
     model = dslib.load_model(name, options=options).model
     return randomise_batchnorm(model).double().eval()
+
+
+@functools.cache
+def network(name: str = "mobilenet_v2", size: int = 64, single: bool = False) -> tuple[nn.Module, dslib.sites.Sites]:
+    """A network of `build` and its sites, made once: to be read, not to be changed."""
+    model = build(name)
+    return model, dslib.find_sites(model, size, single)
+
+
+def removing(sites: dslib.sites.Sites, *names: str) -> dslib.Mask:
+    """The mask that removes just these."""
+    return sites.mask([name for name in sites.names if name not in names])
 
 
 def photos(n=96, size=32):
@@ -96,6 +110,22 @@ class Block(nn.Module):
         if self.residual:
             y += x
         return y
+
+
+class Wrapped(nn.Module):
+    """Two convolutions with BatchNorms, and between them whatever `between` does."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.bn_a = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+        self.b, self.bn_b = nn.Conv2d(8, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.between = between
+        self.gain = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x):
+        y = torch.relu(self.bn_a(self.a(x)))
+        y = self.between(y) if isinstance(self.between, nn.Module) else self.between(self, y)
+        return self.bn_b(self.b(y))
 
 
 class Tiny(nn.Module):

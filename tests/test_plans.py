@@ -4,21 +4,22 @@ import copy
 
 import pytest
 import torch
-from conftest import Tiny, build, relative
+from conftest import Tiny, network, relative, removing
 from torch import nn
 
 import dslib
 from dslib.algebra.graphs import is_activation
 from dslib.bench.exact import without_activations
 from dslib.errors import BadConfig, BadRecord, MaskMismatch, NotMergeable
+from dslib.shrinking import set_fade, settle
 
 # network -> runs, and the kernel and stride of each; two of them go on after a stride
 RUNS = {
-    "torchvision/mobilenet_v2": {
+    "mobilenet_v2": {
         ("features.4", "features.5"): ((7, 7), (2, 2)),
         ("features.8", "features.9", "features.10"): ((7, 7), (1, 1)),
     },
-    "torchvision/resnet18": {("layer2.0", "layer2.1"): ((15, 15), (2, 2))},
+    "resnet18": {("layer2.0", "layer2.1"): ((15, 15), (2, 2))},
     "timm/efficientnet_lite0": {("blocks.1.1", "blocks.2.0", "blocks.2.1"): ((15, 15), (2, 2))},
 }
 
@@ -26,8 +27,8 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 @torch.no_grad()
 def test_a_run_becomes_one_convolution(name):
-    model = build(name)
-    plan = dslib.Plan(dslib.find_sites(model, 75).mask([]), tuple(RUNS[name]))
+    model, sites = network(name)
+    plan = dslib.Plan(removing(sites, *(site for run in RUNS[name] for site in run)), tuple(RUNS[name]))
     small = dslib.shrink(model, plan, nn.ReLU6)
     merged = dslib.merge(small, plan)
     x = torch.randn(2, 3, 75, 75, dtype=torch.float64)
@@ -45,9 +46,8 @@ def test_a_run_becomes_one_convolution(name):
 
 @torch.no_grad()
 def test_a_run_has_one_activation_at_its_end():
-    model = build("resnet18")
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer1.0", "layer1.1"),))
-    small = dslib.shrink(model, plan)
+    model, sites = network("resnet18")
+    small = dslib.shrink(model, dslib.Plan(sites.mask([]), (("layer1.0", "layer1.1"),)))
     acts = [
         sum(is_activation(b, n) for n in b.graph.nodes) for b in (small.layer1[0], small.layer1[1], small.layer2[0])
     ]
@@ -57,9 +57,9 @@ def test_a_run_has_one_activation_at_its_end():
 @torch.no_grad()
 def test_inside_a_run_equals_its_blocks_without_activations():
     """Against the network's own code: only the border differs, as wide as half the merged kernel."""
-    model = build("mobilenet_v2")
+    model, sites = network()
     names = ("features.8", "features.9")
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (names,))
+    plan = dslib.Plan(removing(sites, *names), (names,))
     small = dslib.shrink(model, plan)
     x = torch.randn(1, 64, 14, 14, dtype=torch.float64)
     torn = without_activations(model, names)
@@ -72,40 +72,36 @@ def test_inside_a_run_equals_its_blocks_without_activations():
 
 def test_training_through_a_run_counts_the_interior_only():
     """Batch statistics of the first block equal those without hoisting, also where its output goes on for the next."""
-    model = build("mobilenet_v2").train()
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("features.8", "features.9"),))
-    small = dslib.shrink(model, plan)
-    torn = without_activations(model, ("features.8",))
+    model, sites = network()
+    names = ("features.8", "features.9")
+    small = dslib.shrink(model, dslib.Plan(removing(sites, *names), (names,))).train()
+    torn = without_activations(model, ("features.8",)).train()
     x = torch.randn(4, 64, 14, 14, dtype=torch.float64)
     small.features[8](x), torn.features[8](x)
-    for key in ("conv.0.1", "conv.1.1"):
-        ours, theirs = small.features[8].get_submodule(key), torn.features[8].get_submodule(key)
-        assert ours.num_batches_tracked == 1
-        if (
-            key == "conv.0.1"
-        ):  # after it the two differ at the border, where hoisting pads the input in place of the map
-            torch.testing.assert_close(ours.running_var, theirs.running_var)
+    first, second = (small.features[8].get_submodule(key) for key in ("conv.0.1", "conv.1.1"))
+    assert first.num_batches_tracked == second.num_batches_tracked == 1
+    # after it the two differ at the border, where hoisting pads the input in place of the map
+    torch.testing.assert_close(first.running_var, torn.features[8].get_submodule("conv.0.1").running_var)
 
 
 def test_costs_of_a_run_follow_the_strides():
     """Hand-counted: each convolution's weights times how often it runs per output pixel."""
-    model = dslib.load_model("resnet18").model
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer2.0", "layer2.1"),))
+    model, sites = network("resnet18")
+    names = ("layer2.0", "layer2.1")
+    plan = dslib.Plan(removing(sites, *names), (names,))
     cost = dslib.unmerged(dslib.shrink(model, plan))["layer2.0+layer2.1"]
     convs = 128 * 64 * 9 + 128 * 128 * 9 + 128 * 64 + 2 * 128 * 128 * 9
     assert cost.weights_linear == cost.macs_linear == convs
     assert cost.macs_merged == cost.weights_merged == 128 * 64 * 15 * 15
-    alone = dslib.unmerged(dslib.shrink(dslib.load_model("mobilenet_v2").model, plan_of_mobilenet()))
-    run = alone[
-        "features.3+features.4"
-    ]  # the whole of features.3, and the expand of features.4, run on 4 times the pixels
+    alone = dslib.unmerged(dslib.shrink(network()[0], plan_of_mobilenet()))
+    # the whole of features.3, and the expand of features.4, run on 4 times the pixels
+    run = alone["features.3+features.4"]
     expected = 4 * (24 * 144 + 144 * 9 + 144 * 24 + 24 * 144) + 144 * 9 + 144 * 32
     assert run.macs_linear == expected
 
 
 def plan_of_mobilenet() -> dslib.Plan:
-    sites = dslib.find_sites(dslib.load_model("mobilenet_v2").model, 64)
-    return dslib.Plan(sites.mask([]), (("features.3", "features.4"),))
+    return dslib.Plan(network()[1].mask([]), (("features.3", "features.4"),))
 
 
 def test_a_plan_goes_to_json_and_back(tmp_path):
@@ -143,10 +139,8 @@ def test_runs_that_make_no_sense_are_refused(runs, text):
 @torch.no_grad()
 def test_dropped_blocks_give_what_they_take():
     """Against the network's own code: the identity in place of two blocks, one of them beside a merged one."""
-    model, gone = build("mobilenet_v2"), ("features.3", "features.6")
-    removed = ("features.3", "features.4", "features.6")
-    sites = dslib.find_sites(model, 64)
-    plan = dslib.Plan(sites.mask([name for name in sites.names if name not in removed]), dropped=gone)
+    (model, sites), gone = network(), ("features.3", "features.6")
+    plan = dslib.Plan(removing(sites, "features.3", "features.4", "features.6"), dropped=gone)
     assert plan.groups == (("features.4",),)
     expected = dslib.shrink(model, plan.mask)
     for name in gone:
@@ -161,8 +155,7 @@ def test_dropped_blocks_give_what_they_take():
 
 
 def test_a_plan_with_dropped_blocks_is_kept_and_rebuilt(tmp_path):
-    sites = dslib.find_sites(dslib.load_model("mobilenet_v2").model, 32)
-    mask = sites.mask([name for name in sites.names if name not in ("features.3", "features.4")])
+    mask = removing(network()[1], "features.3", "features.4")
     plan = dslib.Plan(mask, dropped=["features.3"])
     assert dslib.Plan.load(plan.save(tmp_path / "plan.json")) == plan
     with pytest.raises(BadRecord, match="is a plan, which does more than a mask"):
@@ -193,9 +186,8 @@ def test_drops_that_make_no_sense_are_refused(dropped, text):
 
 @pytest.mark.parametrize("name", ["features.2", "features.7"])  # other channels; a stride as well
 def test_a_block_of_other_maps_than_it_takes_cannot_be_dropped(name):
-    model = dslib.load_model("mobilenet_v2").model
-    sites = dslib.find_sites(model, 64)
-    plan = dslib.Plan(sites.mask([other for other in sites.names if other != name]), dropped=[name])
+    model, sites = network()
+    plan = dslib.Plan(removing(sites, name), dropped=[name])
     with pytest.raises(NotMergeable, match=f"{name}: cannot be dropped .only a block of one name"):
         dslib.shrink(model, plan)
 
@@ -204,11 +196,8 @@ def test_a_plan_says_what_it_does_and_which_groups_to_merge():
     plan = dslib.Plan(MASK, [["b", "c"]], ["d"])
     assert str(plan) == "b+c; dropped: d"
     assert str(dslib.Plan(dslib.Mask({"a": True}))) == "nothing"
-    model = dslib.load_model("mobilenet_v2").model
-    sites = dslib.find_sites(model, 64)
-    plan = dslib.Plan(
-        sites.mask([name for name in sites.names if name not in ("features.3", "features.4")]), dropped=["features.3"]
-    )
+    model, sites = network()
+    plan = dslib.Plan(removing(sites, "features.3", "features.4"), dropped=["features.3"])
     merged = dslib.merge(dslib.shrink(model, plan), only=plan)
     assert dslib.unmerged(merged) == {}
     assert isinstance(merged.features[4].conv, nn.Conv2d)
@@ -226,23 +215,24 @@ def test_a_network_with_a_dropped_block_is_finetuned(digits):
 
 @pytest.mark.parametrize("run", [("features.2", "features.4"), ("features.4", "features.3")])
 def test_sites_that_do_not_feed_each_other_are_refused(run):
-    model = dslib.load_model("mobilenet_v2").model
-    plan = dslib.Plan(plan_of_mobilenet().mask, (run,))
+    model, sites = network()
+    plan = dslib.Plan(sites.mask([]), (run,))
     with pytest.raises(BadConfig, match=f"must be neighbours in one nn.Sequential, found {run[0]} and {run[1]}"):
         dslib.shrink(model, plan)
 
 
 def test_sites_of_two_layers_of_a_resnet_are_not_known_to_feed_each_other():
-    model = dslib.load_model("resnet18").model
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask([]), (("layer1.1", "layer2.0"),))
+    model, sites = network("resnet18")
+    plan = dslib.Plan(sites.mask([]), (("layer1.1", "layer2.0"),))
     with pytest.raises(BadConfig, match="found layer1.1 and layer2.0"):
         dslib.shrink(model, plan)
 
 
 @torch.no_grad()
 def test_a_part_of_a_plan_is_merged_and_the_rest_says_why():
-    model = build("mobilenet_v2")
-    small = dslib.shrink(model, plan_of_mobilenet())
+    model, sites = network()
+    plan = dslib.Plan(removing(sites, *(f"features.{i}" for i in range(1, 6))), (("features.3", "features.4"),))
+    small = dslib.shrink(model, plan)
     merged = dslib.merge(small, only=["features.4", "features.1"])  # any site of a run stands for it
     left = dslib.unmerged(merged)
     assert "features.3+features.4" not in left
@@ -255,10 +245,8 @@ def test_a_part_of_a_plan_is_merged_and_the_rest_says_why():
 
 
 def test_a_run_fades_and_settles():
-    from dslib.shrinking import set_fade, settle
-
-    model = build("resnet18")
-    plan = dslib.Plan(dslib.find_sites(model, 64).mask(["layer4.0"]), (("layer1.0", "layer1.1"),))
+    model, sites = network("resnet18")
+    plan = dslib.Plan(removing(sites, "layer1.0", "layer1.1", "layer2.0"), (("layer1.0", "layer1.1"),))
     faded, small = dslib.fade(model, plan), dslib.shrink(model, plan)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     set_fade(faded, 1.0)

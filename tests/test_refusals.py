@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import Block
+from conftest import Block, network
 from torch import nn
 
 import dslib
@@ -12,8 +12,8 @@ from dslib.errors import BadConfig, MaskMismatch, NotMergeable
 
 
 def test_padding_by_input_size_needs_the_image_size():
-    model = dslib.load_model("tf_efficientnet_lite0").model
-    mask = dslib.find_sites(model, 64).mask([])
+    model, sites = network("timm/tf_efficientnet_lite0")
+    mask = sites.mask([])
     with pytest.raises(BadConfig, match="pass image_size"):
         dslib.shrink(model, mask)
 
@@ -21,7 +21,7 @@ def test_padding_by_input_size_needs_the_image_size():
 def test_masks_of_another_network_are_refused(tiny):
     mask = dslib.find_sites(tiny, 32).mask([])
     with pytest.raises(MaskMismatch, match="not sites here: blocks.0"):
-        dslib.shrink(dslib.load_model("mobilenet_v2").model, mask)
+        dslib.shrink(network()[0], mask)
     with pytest.raises(MaskMismatch, match="not in the mask: blocks.1"):
         dslib.shrink(tiny, dslib.Mask({"blocks.0": True}))
     with pytest.raises(MaskMismatch, match=r"expected a dslib\.Mask, found list"):
@@ -29,8 +29,7 @@ def test_masks_of_another_network_are_refused(tiny):
 
 
 def test_removing_a_site_that_is_not_affine_is_refused():
-    model = dslib.load_model("mobilenet_v3_large").model
-    sites = dslib.find_sites(model, 64)
+    model, sites = network("torchvision/mobilenet_v3_large")
     wrong = next(site.name for site in sites if not site.mergeable)
     mask = dslib.Mask({name: name != wrong for name in sites.names})
     for make in (dslib.shrink, dslib.fade):

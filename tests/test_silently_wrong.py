@@ -6,8 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import build, randomise_batchnorm
-from test_layers import Wrapped
+from conftest import Wrapped, build, randomise_batchnorm
 from torch import nn
 from torch.nn.utils import parametrizations
 

@@ -61,6 +61,7 @@ def linear_blocks(
         if hoisted:
             beyond = hoist(traced, beyond, first=i == 0)
         traced.delete_all_unused_submodules()
+        traced.recompile()
     return made
 
 

@@ -119,7 +119,7 @@ class ChannelPad2d(nn.Module):
 
 
 def hoist(traced: fx.GraphModule, beyond: Sides = NO_PADDING, first: bool = True) -> Sides:
-    """Rewrite a traced block, in place, so that it pads its input and nothing else.
+    """Rewrite a traced block's graph, in place, so that it pads its input and nothing else.
 
     Every layer is replaced by one that shares its weights under the same name, so `state_dict` keys stay.
 
@@ -144,7 +144,6 @@ def hoist(traced: fx.GraphModule, beyond: Sides = NO_PADDING, first: bool = True
     for node in pads:
         bypass(traced, node)
     traced.graph.lint()
-    traced.recompile()
     return expected
 
 
@@ -224,7 +223,6 @@ def resolve_padding(traced: fx.GraphModule, sizes: dict[str, Pair]) -> None:
             traced.set_submodule(str(node.target), unpadded(layer))
             with traced.graph.inserting_before(node):
                 node.args = (traced.graph.call_function(F.pad, (node.args[0], sides)),)
-    traced.recompile()
 
 
 def _explicit_padding(traced: fx.GraphModule, node: fx.Node) -> Sides | None:
