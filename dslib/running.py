@@ -461,12 +461,7 @@ def trial(config: Run) -> pd.DataFrame:
 
 
 class _Rows:
-    """The rows of a trial.
-
-    Args:
-        model: the network to shrink, on its device.
-        data: what it is trained on.
-    """
+    """The rows of a trial of a network, on its device."""
 
     def __init__(self, model: nn.Module, data: Data) -> None:
         self.model, self.data, self.device = model, data, next(model.parameters()).device

@@ -85,13 +85,7 @@ def train(
 
 @dataclass
 class Trainer:
-    """One training: `run` makes epochs of steps, and saves after each epoch, every so many minutes and when stopped.
-
-    Args:
-        model, loss, config, before_step, after_epoch: as for `train`.
-        optimizer: of the network's parameters.
-        feed: of the images.
-    """
+    """One training: `run` makes epochs of steps, and saves after each epoch, every so many minutes and when stopped."""
 
     model: nn.Module
     optimizer: torch.optim.SGD

@@ -40,21 +40,13 @@ class Place:
 
 @dataclass
 class TrainingState:
-    """What a training consists of, and the file that keeps it.
-
-    Args:
-        path: of the file.
-        model, optimizer, average, scaler: what is trained; the last two may be None.
-        data: what it is trained on.
-        config: its settings.
-        about: whatever else decides the outcome.
-    """
+    """What a training consists of, and the file that keeps it; `about` is whatever else decides the outcome."""
 
     path: Path
     model: nn.Module
     optimizer: torch.optim.SGD
     average: Average | None
-    scaler: Any
+    scaler: Any  # of float16's gradients, or None
     data: Data
     config: Train
     about: str

@@ -9,7 +9,7 @@ from conftest import Tiny, photos, randomise_batchnorm, relative
 from torch import nn
 
 import dslib
-from dslib.errors import BadConfig, BadModel
+from dslib.errors import BadModel
 from dslib.shrinking import Fade, set_fade, settle
 from dslib.training.expanding import Boost, Expanded, boost, contract, expand
 
@@ -69,9 +69,6 @@ def test_what_could_not_be_put_back_is_refused_before_training():
     larger = expand(dslib.load_model("resnet18").model, image_size=32)
     with pytest.raises(BadModel, match="was not expanded from that one"):
         contract(larger, Tiny())
-    for field in ({"ratio": 0}, {"fade_from": 0.8, "fade_to": 0.7}):
-        with pytest.raises(BadConfig, match="expected"):
-            Boost(**field)
 
 
 def test_boosting_trains_the_small_network_and_leaves_its_argument(digits):

@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +17,7 @@ from dslib.errors import BadConfig, BadData
 from dslib.running import pretrain
 from dslib.training.expanding import Boost, boost
 from dslib.training.feeding import Feed
-from dslib.training.loop import cross_entropy, train
 from dslib.training.settings import Train
-from dslib.training.watching import Log
 
 CONFIG = Train(epochs=1, batch_size=32)
 CPU = torch.device("cpu")
@@ -110,7 +107,9 @@ def test_mixup_blends_images_and_labels_alike():
 
 def test_all_augmentations_together(digits):
     config = replace(CONFIG, rand_augment=5, erase=0.25, mixup=0.2)
-    micros = next(Feed(digits, config, CPU).epoch(0))
+    feed = Feed(digits, config, CPU)
+    assert "augmented one by one" in feed.remedy  # they are in memory: workers would not help
+    micros = next(feed.epoch(0))
     images, labels = micros[0]
     assert images.shape == (32, 3, 16, 16)
     assert labels.shape == (32, 10)
@@ -140,7 +139,9 @@ def test_images_from_disk_are_augmented_alike_by_any_number_of_workers(folder):
     data = dslib.load_data(str(folder), 24)
     config = Train(epochs=1, batch_size=4, rand_augment=5, erase=0.5)
     state = random.getstate(), torch.get_rng_state()
-    alone = images_of(Feed(data, replace(config, workers=0), CPU))
+    feed = Feed(data, replace(config, workers=0), CPU)
+    assert "raise --workers" in feed.remedy
+    alone = images_of(feed)
     assert state[0] == random.getstate()
     assert torch.equal(state[1], torch.get_rng_state())
     assert alone.shape == (12, 3, 24, 24)
@@ -185,45 +186,6 @@ def test_a_file_that_breaks_later_is_one_line_from_a_worker(folder):
     with pytest.raises(BadData, match=r"1\.png cannot be read") as raised:
         dslib.evaluate(Tiny(2), replace(data.val, workers=2))
     assert len(str(raised.value).splitlines()) == 1
-
-
-def test_a_slow_disk_is_told_with_the_remedy(folder, monkeypatch):
-    monkeypatch.setattr("dslib.training.watching.WINDOW", 0.05)
-    data, said = dslib.load_data(str(folder), 24), []
-    read = data.train.folder.loader
-
-    def slow(path):
-        time.sleep(0.02)
-        return read(path)
-
-    data.train.folder.loader = slow
-    config = Train(epochs=3, batch_size=2, workers=0)
-    train(Tiny(2), data, lambda m, x, y: F.cross_entropy(m(x), y), config, log=Log(echo=said.append))
-    (warning,) = [line for line in said if line.startswith("warning")]
-    assert "waits for its images" in warning
-    assert "raise --workers" in warning
-
-
-@pytest.mark.parametrize("seconds", [0.05, 0.0])
-def test_a_stall_of_a_thousand_images_is_told_though_epochs_are_short(digits, monkeypatch, seconds):
-    monkeypatch.setattr("dslib.training.watching.WINDOW", 1.5)
-    images, said = digits.train.images.repeat(6, 1, 1, 1), []
-
-    def stalling(given, _):
-        time.sleep(seconds)
-        return given
-
-    split = replace(digits.train, images=images[:200], labels=digits.train.labels.repeat(2)[:200], augment=stalling)
-    config = Train(epochs=5, batch_size=20)  # a thousand images, half a second of stall an epoch
-    train(
-        Tiny(10),
-        replace(digits, train=split),
-        cross_entropy(),
-        config,
-        log=Log(echo=said.append),
-        after_epoch=lambda _: time.sleep(0.2) or {},
-    )
-    assert any("waits for its images" in line for line in said) == (seconds > 0)
 
 
 def test_imagenet_is_known_by_its_classes_whatever_its_folder_is_called(tmp_path, monkeypatch):

@@ -1,24 +1,26 @@
-"""The loop, finetuning, evaluation, checkpoints."""
+"""The one training loop: what it promises of steps, precision, averages, random numbers, and what it tells."""
 
 import copy
+import csv
 import math
-import resource
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Tiny, cross_entropy, randomise_batchnorm
 
 import dslib
-from dslib.errors import BadConfig, BadModel, BadRecord, DslibError
-from dslib.finetuning import check_teacher, distillation
-from dslib.models.weights import load_state_dict, load_tensors, save_tensors
+from dslib.errors import BadConfig, DslibError
+from dslib.training.engine import Average
 from dslib.training.evaluating import predict, top1
+from dslib.training.expanding import Boost
 from dslib.training.loop import train
 from dslib.training.settings import Train, lr_at
-from dslib.training.state import before_last
+from dslib.training.watching import Enough, Log, Reporter
 
-QUICK = Train(epochs=3, lr=0.5, batch_size=32)
+QUICK = Train(epochs=2, lr=0.5, batch_size=32)
 
 
 def test_training_learns(digits):
@@ -36,6 +38,33 @@ def test_the_learning_rate_warms_up_and_falls():
     assert math.isclose(lr_at(0.1, config), 0.2)
     assert math.isclose(lr_at(0.55, config), 0.1)
     assert math.isclose(lr_at(1, config), 0, abs_tol=1e-12)
+
+
+def test_a_groups_learning_rate_is_scaled(digits):
+    """One plain step moves a weight by its rate times its gradient."""
+    config = Train(epochs=1, lr=0.1, batch_size=192, momentum=0, clip=1e9, augment=False)
+    start, moved = Tiny(), []
+    for scale in (1.0, 0.25):
+        model = copy.deepcopy(start)
+        before = model.head.weight.detach().clone()
+        groups = [{"params": list(model.blocks.parameters())}, {"params": [model.head.weight], "lr_scale": scale}]
+        train(model, digits, cross_entropy, config, parameters=groups)
+        moved.append(model.head.weight.detach() - before)
+    torch.testing.assert_close(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-7)
+    assert moved[0].abs().max() > 0
+
+
+def test_the_callers_random_numbers_go_on_as_if_nothing_was_trained(digits):
+    model = Tiny()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(model, digits, cross_entropy, replace(QUICK, mixup=0.2))
+    assert torch.equal(torch.rand(3), expected)
+    torch.manual_seed(5)
+    with pytest.raises(DslibError):
+        train(model, digits, lambda *given: cross_entropy(*given) * math.nan, QUICK)
+    assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -64,26 +93,6 @@ def test_augmentation_may_be_left_out(digits, augment):
     assert sum(seen) == (192 if augment else 0)
 
 
-def test_a_stopped_training_resumes_without_a_trace(digits, tmp_path):
-    straight = Tiny()
-    stopped, fresh = copy.deepcopy(straight), copy.deepcopy(straight)
-    expected = train(straight, digits, cross_entropy, QUICK)
-
-    def stop(epoch):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return {}
-
-    path = tmp_path / "x.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        train(stopped, digits, cross_entropy, QUICK, after_epoch=stop, checkpoint=path)
-    history = train(fresh, digits, cross_entropy, QUICK, checkpoint=path)
-    assert [row["loss"] for row in history] == [row["loss"] for row in expected]
-    assert all(
-        torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), straight.state_dict().values(), strict=True)
-    )
-
-
 def test_every_epoch_has_an_order_of_its_own_and_a_seed_repeats_it(digits):
     def orders(seed):
         seen = []
@@ -102,50 +111,136 @@ def test_every_epoch_has_an_order_of_its_own_and_a_seed_repeats_it(digits):
     assert orders(1)[0] != first
 
 
-@pytest.mark.parametrize(("alpha", "labels_matter"), [(1.0, False), (0.5, True)])
-def test_alpha_weighs_the_teacher_against_the_labels(digits, monkeypatch, alpha, labels_matter):
-    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
-    teacher, small = Tiny(), Tiny()
-    config = dslib.Finetune(epochs=1, lr=0.1, batch_size=32, alpha=alpha)
-    wrong = replace(digits, train=replace(digits.train, labels=(digits.train.labels + 1) % 10))
-    a, b = (dslib.finetune(small, data, teacher, config).model.head.weight for data in (digits, wrong))
-    assert torch.equal(a, b) != labels_matter
-    other = dslib.finetune(small, digits, Tiny(), config).model.head.weight
-    assert not torch.equal(a, other)  # the teacher matters in both
+def test_the_moving_average_is_evaluated_and_kept(digits):
+    config, start, weights, evaluated = replace(QUICK, epochs=1), Tiny(), [], []
+
+    def note(network):
+        weights.append({name: tensor.clone() for name, tensor in network.state_dict().items()})
+
+    plain, model = copy.deepcopy(start), copy.deepcopy(start)
+    train(plain, digits, cross_entropy, config, before_step=lambda _: note(plain))
+    note(plain)
+    average, *steps = weights
+    for n, step in enumerate(steps, 1):
+        decay = min(0.9, (1 + n) / (10 + n))
+        average = {
+            k: decay * average[k] + (1 - decay) * step[k] if t.is_floating_point() else t for k, t in step.items()
+        }
+
+    def keep(_):
+        evaluated.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {}
+
+    train(model, digits, cross_entropy, replace(config, ema=0.9), after_epoch=keep)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, average[name])
+        assert torch.equal(evaluated[0][name], tensor)
+    assert not torch.equal(steps[-1]["head.weight"], model.head.weight)
 
 
-def test_a_damaged_state_is_passed_over_and_a_foreign_one_refused(digits, tmp_path, capsys):
-    path, start = tmp_path / "x.safetensors", Tiny()
-    expected = train(copy.deepcopy(start), digits, cross_entropy, QUICK)
-    train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
-    again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
-    said = capsys.readouterr().out
-    assert "corrupt or truncated" in said
-    assert "the one before is used" in said
-    assert [row["loss"] for row in again] == [row["loss"] for row in expected]
-    for other, settings, about, found in (
-        (start, replace(QUICK, lr=0.1), "", "lr 0.5 there, 0.1 here"),
-        (Tiny(), QUICK, "", "another network"),
-        (start, QUICK, "a teacher", "another network, dataset, teacher or cost table"),
-    ):
-        with pytest.raises(BadConfig, match=f"is of a training with other settings .*{found}"):
-            train(copy.deepcopy(other), digits, cross_entropy, settings, checkpoint=path, about=about)
-    free = replace(QUICK, workers=1, save_minutes=5)
-    assert len(train(copy.deepcopy(start), digits, cross_entropy, free, checkpoint=path)) == 3
-    for one in (path, before_last(path)):
-        one.write_bytes(b"nothing")
-    capsys.readouterr()
-    last = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
-    assert capsys.readouterr().out.count("warning") == 2
-    assert [row["loss"] for row in last] == [row["loss"] for row in expected]
+def test_the_average_goes_in_and_out_of_the_network():
+    model = Tiny()
+    average = Average(model, 0.5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.head.weight += 1
+    average.update()
+    with average.inside():
+        torch.testing.assert_close(model.head.weight, before["head.weight"] + 1 - 2 / 11)
+    torch.testing.assert_close(model.head.weight, before["head.weight"] + 1)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_without_batch_statistics_equal_one_batch(digits, accumulate):
+    start = randomise_batchnorm(Tiny())
+    config = replace(QUICK, lr=0.05, freeze_batchnorm=True)
+    whole, parts = copy.deepcopy(start), copy.deepcopy(start)
+    one = train(whole, digits, cross_entropy, config)
+    other = train(parts, digits, cross_entropy, replace(config, accumulate=accumulate))
+    for a, b in zip(one, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+
+
+def test_mixed_precision_learns_and_keeps_float32_weights(digits):
+    model = Tiny()
+    history = train(model, digits, cross_entropy, replace(QUICK, epochs=15, precision="bfloat16"))
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    with pytest.raises(BadConfig, match="precision float16 needs a GPU: use bfloat16"):
+        train(model, digits, cross_entropy, replace(QUICK, precision="float16"))
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_place(digits):
     with pytest.raises(DslibError, match=r"the loss is nan at epoch 1, batch 2: lower the learning rate"):
         calls = iter([1.0, math.nan])
         train(Tiny(), digits, lambda m, x, y: cross_entropy(m, x, y) * next(calls), QUICK)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_its_place(digits):
+    calls = []
+
+    def loss(model, images, labels):
+        calls.append(1)
+        value = cross_entropy(model, images, labels)
+        return value + (model(images).sum() * 0).sqrt() if len(calls) == 3 else value  # 0, its gradient is infinite
+
+    model = Tiny()
+    with pytest.raises(DslibError, match=r"the gradient's norm is (nan|inf) at epoch 1, batch 3: lower"):
+        train(model, digits, loss, QUICK)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("first", "wait", "told"),
+    [(1.0, 1.0, True), (0.0, 0.1, False), (9.0, 0.1, False)],  # what an epoch's first images take is not a stall
+)
+def test_a_training_that_waits_for_its_images_is_told_once_with_the_remedy(monkeypatch, first, wait, told):
+    now, said, history = [0.0], [], []
+    monkeypatch.setattr("dslib.training.watching.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    feed = SimpleNamespace(steps=10, remedy="do this")
+    reporter = Reporter(Log(echo=said.append), "train", Train(epochs=5, batch_size=20), feed, history, 0)
+
+    def images():
+        for i in range(feed.steps):
+            now[0] += wait if i else first
+            yield i
+
+    for epoch in range(1, 6):  # epochs are shorter than the time that is judged as a whole
+        for _ in reporter.waiting(images()):
+            now[0] += 1  # second that a step takes
+            reporter.step()
+        now[0] += 9  # an evaluation
+        history.append({"epoch": epoch, "loss": 0.5})
+        reporter.epoch(history)
+    reporter.close()
+    warnings = [line for line in said if line.startswith("warning")]
+    assert len(warnings) == told
+    assert all(re.fullmatch("warning: train waits for its images (4|5).% of the time: do this", w) for w in warnings)
+    lines = [line for line in said if line not in warnings]
+    assert [line.split(":")[0] for line in lines] == [f"train {epoch}/5" for epoch in range(1, 6)]
+    assert all("loss 0.5000; " in line and "images/s" in line and "minutes left" in line for line in lines)
+
+
+def test_a_history_is_written_as_csv_and_for_tensorboard(digits, tmp_path):
+    said = []
+    log = Log(tmp_path, tensorboard=True, echo=said.append)
+    history = train(
+        Tiny(), digits, cross_entropy, QUICK, log=log, after_epoch=lambda _: {"val_accuracy": 0.5, "m": [1]}
+    )
+    with (tmp_path / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == [row["loss"] for row in history]
+    assert list(rows[0]) == ["epoch", "loss", "seconds", "val_accuracy"]
+    (events,) = (tmp_path / "tensorboard" / "train").iterdir()
+    assert b"val_accuracy" in events.read_bytes()
+    assert [line.split(":")[0] for line in said] == ["train 1/2", "train 2/2"]
+
+
+def test_a_trial_ends_after_its_steps(digits):
+    with pytest.raises(Enough) as trial:
+        train(Tiny(), digits, cross_entropy, QUICK, log=Log(steps=4))
+    assert len(trial.value.ended) == 5
+    assert trial.value.steps == 12
 
 
 def test_evaluation_counts_every_image_once(digits):
@@ -156,132 +251,19 @@ def test_evaluation_counts_every_image_once(digits):
     assert model.training
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"epochs": -1},
-        {"batch_size": 1},
-        {"lr": 0},
-        {"label_smoothing": 1},
-        {"clip": 0},
-        {"momentum": 1},
-        {"warmup": -1},
-    ],
-)
-def test_settings_out_of_range(field):
-    with pytest.raises(BadConfig, match=f"{next(iter(field))}: expected"):
-        Train(**field)
+WRONG = """epochs=-1 batch_size=1
+lr=0 lr=nan label_smoothing=1 clip=0 momentum=1 warmup=-1 rand_augment=11 erase=2 ema=1
+accumulate=0 precision=half save_minutes=0 mixup=-1 workers=-1 alpha=2 temperature=0 fade=1 ratio=0 fade_from=0.8"""
+
+
+@pytest.mark.parametrize("wrong", WRONG.split())
+def test_settings_out_of_range(wrong):
+    field, value = wrong.split("=")
+    kind = next(kind for kind in (Train, dslib.Finetune, Boost) if hasattr(kind, field))
+    with pytest.raises(BadConfig, match=f"^{field}.*: expected"):
+        kind(**{field: value if field == "precision" else float(value)})
 
 
 def test_a_batch_larger_than_the_data(digits):
     with pytest.raises(BadConfig, match="batch_size 500 is larger than the split of 192 images"):
         train(Tiny(), digits, cross_entropy, replace(QUICK, batch_size=500))
-
-
-def test_distillation_is_least_for_the_teacher_itself():
-    teacher = torch.randn(8, 5)
-    own, other = distillation(teacher, teacher), distillation(torch.randn(8, 5), teacher)
-    entropy = -(teacher.softmax(1) * teacher.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(own, entropy)
-    assert other > own
-
-
-def test_finetuning_recovers_and_leaves_its_arguments(digits):
-    teacher = Tiny()
-    train(teacher, digits, cross_entropy, replace(QUICK, epochs=15))
-    mask = dslib.find_sites(teacher, 16).mask([])
-    config = dslib.Finetune(epochs=10, lr=0.5, batch_size=32)
-    for make in (dslib.shrink, dslib.fade):
-        small = make(teacher, mask, torch.nn.ReLU6)
-        before = {name: value.clone() for name, value in small.state_dict().items()}
-        done = dslib.finetune(small, digits, teacher, config)
-        assert all(torch.equal(value, before[name]) for name, value in small.state_dict().items())
-        start = dslib.evaluate(dslib.shrink(teacher, mask, torch.nn.ReLU6), digits.val)
-        assert dslib.evaluate(done.model, digits.val) > max(start, 0.3)
-        x = torch.randn(2, 3, 16, 16)
-        torch.testing.assert_close(dslib.merge(done.model)(x), done.model(x), rtol=1e-4, atol=1e-4)
-        assert not done.model.training
-
-
-def test_a_stopped_fading_resumes_without_a_trace(digits, tmp_path, monkeypatch):
-    teacher = Tiny()
-    train(teacher, digits, cross_entropy, replace(QUICK, epochs=15))
-    faded = dslib.fade(teacher, dslib.find_sites(teacher, 16).mask([]))
-    config = dslib.Finetune(epochs=3, lr=0.1, batch_size=32)
-    whole = dslib.finetune(faded, digits, teacher, config)
-    path, rounds = tmp_path / "x.safetensors", iter([0, 1])
-
-    def stop(*given):
-        if next(rounds):
-            raise KeyboardInterrupt
-        return dslib.evaluate(*given)
-
-    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
-    monkeypatch.setattr("dslib.finetuning.evaluate", stop)
-    with pytest.raises(KeyboardInterrupt):
-        dslib.finetune(faded, digits, teacher, config, path)
-    monkeypatch.setattr("dslib.finetuning.evaluate", dslib.evaluate)
-    again = dslib.finetune(faded, digits, teacher, config, path)
-    expected = whole.model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
-
-
-def test_an_untrained_teacher_is_refused(digits):
-    with pytest.raises(BadModel, match="chance is 10.0%: its head is not trained for these 10 classes"):
-        check_teacher(Tiny(), digits)
-
-
-def test_settings_of_finetuning_out_of_range():
-    for field in ({"alpha": 2}, {"temperature": 0}, {"fade": 1}):
-        with pytest.raises(BadConfig, match=f"{next(iter(field))}: expected"):
-            dslib.Finetune(**field)
-
-
-def test_tensors_round_trip_with_their_meta(tmp_path):
-    tensors = {"a": torch.randn(2, 3), "b": torch.tensor(3), "c": torch.empty(0)}
-    path = save_tensors(tmp_path / "x.safetensors", tensors, {"epoch": 3})
-    found, meta = load_tensors(path)
-    assert meta == {"epoch": 3}
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-
-
-def test_a_changed_byte_is_noticed(tmp_path):
-    path = save_tensors(tmp_path / "x.safetensors", {"a": torch.randn(20, 30)})
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(BadRecord, match="does not match its checksum"):
-        load_tensors(path)
-    with pytest.raises(BadRecord, match="no file"):
-        load_tensors(tmp_path / "y.safetensors")
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    path = save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(3)})
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(BadConfig, match="cannot write .*File too large.*: choose another folder"):
-            save_tensors(path, {"a": torch.ones(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert torch.equal(load_tensors(path)[0]["a"], torch.ones(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
-
-
-def test_loading_never_runs_code(tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return (print, ("executed",))
-
-    torch.save({"a": Trap()}, tmp_path / "x.pt")
-    with pytest.raises(BadModel, match="no readable checkpoint of plain tensors"):
-        load_state_dict(tmp_path / "x.pt")
-    torch.save([1, 2], tmp_path / "y.pt")
-    with pytest.raises(BadModel, match="expected a state dict"):
-        load_state_dict(tmp_path / "y.pt")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(BadModel, match=r"empty\.pt is no readable checkpoint of plain tensors: EOFError"):
-        load_state_dict(tmp_path / "empty.pt")
-    torch.save({"state_dict": {"module.a": torch.ones(2)}}, tmp_path / "z.pt")
-    assert list(load_state_dict(tmp_path / "z.pt")) == ["a"]

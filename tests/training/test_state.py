@@ -226,3 +226,31 @@ def test_what_is_written_can_be_read_by_hand(digits, tmp_path):
     assert meta["config"]["lr"] == 0.5
     assert meta["place"]["epoch"] == 1
     assert json.dumps(meta)
+
+
+def test_a_damaged_state_is_passed_over_and_a_foreign_one_refused(digits, tmp_path, capsys):
+    path, start = tmp_path / "x.safetensors", Tiny()
+    expected = train(copy.deepcopy(start), digits, cross_entropy, QUICK)
+    train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    again = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    said = capsys.readouterr().out
+    assert "corrupt or truncated" in said
+    assert "the one before is used" in said
+    assert [row["loss"] for row in again] == [row["loss"] for row in expected]
+    for other, settings, about, found in (
+        (start, replace(QUICK, lr=0.1), "", "lr 0.5 there, 0.1 here"),
+        (Tiny(), QUICK, "", "another network"),
+        (start, QUICK, "a teacher", "another network, dataset, teacher or cost table"),
+    ):
+        with pytest.raises(BadConfig, match=f"is of a training with other settings .*{found}"):
+            train(copy.deepcopy(other), digits, cross_entropy, settings, checkpoint=path, about=about)
+    free = replace(QUICK, workers=1, save_minutes=5)
+    assert len(train(copy.deepcopy(start), digits, cross_entropy, free, checkpoint=path)) == 2
+    for one in (path, before_last(path)):
+        one.write_bytes(b"nothing")
+    capsys.readouterr()
+    last = train(copy.deepcopy(start), digits, cross_entropy, QUICK, checkpoint=path)
+    assert capsys.readouterr().out.count("warning") == 2
+    assert [row["loss"] for row in last] == [row["loss"] for row in expected]

@@ -9,10 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Tiny, cross_entropy, randomise_batchnorm, same
-from torch import nn
+from conftest import Tiny, cross_entropy, same
 
-import dslib
 from dslib.data.augmenting import Shifts
 from dslib.models.weights import load_tensors
 from dslib.training.loop import train
@@ -113,26 +111,6 @@ def test_each_row_has_the_seconds_of_its_own_epoch(digits, tmp_path):
     history = train(Tiny(), digits, cross_entropy, QUICK, after_epoch=slow, checkpoint=tmp_path / "x.safetensors")
     steps = [row["seconds"] for row in history]
     assert max(steps) < 0.25 + 2 * min(steps)  # neither the evaluation nor the epochs before are counted
-
-
-def test_an_evaluation_taken_up_is_of_the_same_network(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("dslib.finetuning.check_teacher", lambda *_: None)
-    teacher = randomise_batchnorm(Tiny())
-    faded = dslib.fade(teacher, dslib.find_sites(teacher, 16).mask([]), nn.ReLU6)
-    config, path, calls = dslib.Finetune(epochs=3, lr=0.1, batch_size=32), tmp_path / "x.safetensors", []
-    whole = dslib.finetune(faded, digits, teacher, config)
-
-    def stop(*given):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return dslib.evaluate(*given)
-
-    monkeypatch.setattr("dslib.finetuning.evaluate", stop)
-    with pytest.raises(KeyboardInterrupt):
-        dslib.finetune(faded, digits, teacher, config, path)
-    again = dslib.finetune(faded, digits, teacher, config, path)
-    assert [row["val_accuracy"] for row in again.history] == [row["val_accuracy"] for row in whole.history]
 
 
 def test_an_interrupted_evaluation_does_not_repeat_the_epoch(digits, tmp_path):
