@@ -75,6 +75,8 @@ def test_it_is_profiled_ranked_and_calibrated(tiny, sites):
     table = dslib.profile(tiny, sites, 2, rounds=2)
     assert table.linear["stem.2"] == table.merged["stem.2"] == 0
     assert table.kept["stem.2"] >= 0
+    assert "stem.2" in sites.mask([]).removed
+    assert "stem.2" not in table.worth_merging(sites.mask([]))  # nothing of it is merged
     found = rank(tiny, sites, x, progress=False, longest=2)
     assert set(found.scores) == set(sites.names)
     assert all("stem" not in run for run in found.runs)
@@ -102,10 +104,3 @@ def test_a_single_activation_is_no_part_of_a_run(tiny, sites):
     with pytest.raises(BadConfig, match=r"a run is of blocks: stem\.2 is an activation by itself"):
         dslib.shrink(tiny, plan, image_size=32)
     assert [run for run, _ in possible_runs(tiny, sites, 2)] == [("blocks.0", "blocks.1"), ("blocks.1", "blocks.2")]
-
-
-def test_nothing_of_a_single_activation_is_merged(tiny, sites):
-    table = dslib.profile(tiny, sites, 2, rounds=2)
-    mask = sites.mask([])
-    assert "stem.2" in mask.removed
-    assert "stem.2" not in table.worth_merging(mask)

@@ -37,13 +37,13 @@ def why_not(name: str) -> str:
     return _WHY.get(name, "")
 
 
-def from_conv(conv: nn.Conv2d, padding: Sides, dtype: torch.dtype = torch.float64) -> Affine:
+def from_conv(conv: nn.Conv2d, padding: Sides) -> Affine:
     """A convolution as a map, its padding given as four sides (see `padding_of`)."""
-    bias = None if conv.bias is None else value(conv.bias, dtype)
-    return Affine(value(conv.weight, dtype), bias, conv.stride, conv.dilation, padding, conv.groups)
+    bias = None if conv.bias is None else value(conv.bias)
+    return Affine(value(conv.weight), bias, conv.stride, conv.dilation, padding, conv.groups)
 
 
-def from_batchnorm(bn: nn.BatchNorm2d, dtype: torch.dtype = torch.float64) -> Affine:
+def from_batchnorm(bn: nn.BatchNorm2d) -> Affine:
     """A BatchNorm in eval as a per-channel scale and shift.
 
     scale = gamma / sqrt(running_var + eps), shift = beta - running_mean * scale.
@@ -53,15 +53,15 @@ def from_batchnorm(bn: nn.BatchNorm2d, dtype: torch.dtype = torch.float64) -> Af
     """
     if bn.running_mean is None or bn.running_var is None:
         raise NotMergeable("a BatchNorm without running statistics is not affine: track them in training")
-    mean, var = value(bn.running_mean, dtype), value(bn.running_var, dtype)
+    mean, var = value(bn.running_mean), value(bn.running_var)
     if not var.is_meta and bool((var + bn.eps <= 0).any()):
         raise NotMergeable("has a running variance that is not positive: its statistics are damaged")
     scale = (var + bn.eps).rsqrt()
     if bn.weight is not None:
-        scale = scale * value(bn.weight, dtype)
+        scale = scale * value(bn.weight)
     shift = -mean * scale
     if bn.bias is not None:
-        shift = shift + value(bn.bias, dtype)
+        shift = shift + value(bn.bias)
     return Affine(scale.reshape(-1, 1, 1, 1), shift, groups=scale.numel())
 
 
@@ -148,16 +148,15 @@ def free_layers() -> tuple[type[nn.Module], ...]:
     return (nn.Identity, *drops)
 
 
-def value(tensor: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A weight for the algebra, which runs on the CPU (not every device has float64) or on `meta`.
+def value(tensor: Tensor) -> Tensor:
+    """A weight in float64 for the algebra, which runs on the CPU (not every device has float64) or on `meta`.
 
     Raises:
         NotMergeable: if the weights are quantised.
     """
     if not tensor.is_floating_point():
         raise NotMergeable(f"has weights of {tensor.dtype}: merge the float network, then quantise")
-    device = "meta" if tensor.is_meta else "cpu"
-    return tensor.detach().to(device=device, dtype=dtype)
+    return tensor.detach().to("meta" if tensor.is_meta else "cpu", torch.float64)
 
 
 def _pool_padding(pool: nn.AvgPool2d, size: Pair | None) -> Sides:

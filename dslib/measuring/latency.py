@@ -109,7 +109,7 @@ def measure(
         at_least_ms: a quick layer is run several times a measurement, until it takes this long.
         runtime: what runs them: one of `runtimes.RUNTIMES`. "eager" is PyTorch, channels last.
         precision: float32, tf32, bfloat16 or float16; None is the images' own.
-        folded: whether BatchNorm is folded into convolutions first, as every deployment does.
+        folded: whether branches and BatchNorms are folded into convolutions first, as every deployment does.
         tuned: whether memory is kept between calls, see `devices.tune_allocator`; once is for all of a process.
     Raises:
         BadConfig, DslibError: as `runtimes.runner_for`.
@@ -125,7 +125,7 @@ def measure(
     if precision == "tf32" and device.type != "cuda":
         raise BadConfig(f"precision tf32 is for GPUs, the images are on {device}")
     if folded:
-        models = {name: fold_batchnorm(model, batches[name]) for name, model in models.items()}
+        models = {name: folded_exactly(model, batches[name]) for name, model in models.items()}
 
     def timed(size: int) -> Timing:
         if runtime == "compile":
@@ -202,7 +202,7 @@ def working_memory_mib(model: nn.Module, images: Tensor) -> float:
 
     BatchNorm folded. On a CPU what PyTorch's allocator gives out; what a library keeps for itself is not seen.
     """
-    ready = runner_for(fold_batchnorm(model, images), images)
+    ready = runner_for(folded_exactly(model, images), images)
     with torch.no_grad():
         if images.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(images.device)
@@ -240,8 +240,8 @@ class _Held(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
-def fold_batchnorm(model: nn.Module, images: Tensor) -> nn.Module:
-    """`fold`, for a network that has BatchNorms; others as they are. Folded and checked in float32, not in less.
+def folded_exactly(model: nn.Module, images: Tensor) -> nn.Module:
+    """`fold`, branches too, for a network that has BatchNorms; others as they are. In float32, not in less.
 
     Raises:
         DslibError: if the network does not run on the images.

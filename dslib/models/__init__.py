@@ -1,7 +1,7 @@
 """Networks by name, their weights, and heads for the classes at hand.
 
-networks       Networks by name, their weights, and heads for the classes at hand.
-weights        Saving and loading tensors.
+networks   a network of torchvision, timm or your own by its name, its weights put in, its head fitted to the classes
+weights    tensors in files: whole or not at all, checksummed, read without running anybody's code
 """
 
 from .networks import find_head, load_model, load_weights

@@ -39,7 +39,8 @@ def load_model(
         name: a torchvision or timm model ('timm/...' or 'torchvision/...' to choose), or 'package.module:function'.
         classes: class names in label order; None keeps the head that the weights have.
         weights: 'none', 'default' (a file <name>.safetensors in a folder weights/ under DSLIB_DATA, else the
-            library's own download), or the path of a .safetensors or state-dict file.
+            library's own download), or the path of a .safetensors or state-dict file. A file does not say what its
+            classes are: a head with a row for each of `classes` counts as trained for them.
         options: keyword arguments for the model's function, e.g. {'width_mult': 0.5}.
         seed: of the random weights; the caller's own random numbers go on as they would have.
     Raises:
@@ -122,7 +123,11 @@ def _function(name: str) -> Any:
     import torchvision
 
     if ":" in name:
-        return _import(name)
+        module, _, function = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except Exception as error:  # the user's code runs: anything can be raised
+            raise BadModel(f"no model {name!r}: {first_line(error)}; expected package.module:function") from error
     library, _, bare = name.rpartition("/")
     if library in ("", "torchvision") and bare in torchvision.models.list_models():
         return torchvision.models.get_model_builder(bare)
@@ -132,22 +137,9 @@ def _function(name: str) -> Any:
     raise BadModel(f"{nearest('model', name, known)}; or give package.module:function")
 
 
-def _import(name: str) -> Any:
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except Exception as error:  # the user's code runs: anything can be raised
-        raise BadModel(f"no model {name!r}: {first_line(error)}; expected package.module:function") from error
-
-
 def _rows(state: dict[str, Tensor]) -> int | None:
     """Outputs of the last matrix in a state dict: the classifier's, as a rule."""
     return next((tensor.shape[0] for tensor in reversed(state.values()) if tensor.ndim == 2), None)
-
-
-def _needs(function: Any, argument: str) -> bool:
-    parameter = inspect.signature(function).parameters.get(argument)
-    return parameter is not None and parameter.default is parameter.empty
 
 
 def _takes(function: Any, argument: str) -> bool:
@@ -189,10 +181,13 @@ def _weights_path(name: str, weights: str) -> Path:
 
 def _from_file(name: str, path: Path, options: Mapping[str, Any]) -> nn.Module:
     state = load_state_dict(path)
-    model = _build(name, _rows(state) if _needs(_function(name), "num_classes") else None, options)
+    classes = inspect.signature(_function(name)).parameters.get("num_classes")
+    needed = classes is not None and classes.default is classes.empty
+    model = _build(name, _rows(state) if needed else None, options)
     heads = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.weight" in state]
-    if heads and state[f"{heads[-1][0]}.weight"].shape[0] != heads[-1][1].out_features:
-        _replace_head(model, state[f"{heads[-1][0]}.weight"].shape[0])
+    rows = len(state[f"{heads[-1][0]}.weight"]) if heads else 0
+    if heads and rows != heads[-1][1].out_features:
+        _replace_head(model, rows)
     load_weights(model, state, str(path))
     return model
 
@@ -203,18 +198,14 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str) -> Non
     Raises:
         BadModel: naming the first keys or shapes that do not.
     """
-    own = model.state_dict()
-    missing, strange = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own
-        if k in state and state[k].shape != own[k].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(keys[:3])}"
-        for what, keys in (("missing", missing), ("unknown", strange), ("wrong shape", wrong))
-        if keys
-    ]
+    own = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    given = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    found = {
+        "missing": sorted(set(own) - set(given)),
+        "unknown": sorted(set(given) - set(own)),
+        "wrong shape": [f"{k} {given[k]} for {own[k]}" for k in own if given.get(k, own[k]) != own[k]],
+    }
+    problems = [f"{what}: {', '.join(keys[:3])}" for what, keys in found.items() if keys]
     if problems:
         raise BadModel(f"{origin} does not fit {type(model).__name__}: {'; '.join(problems)}")
     model.load_state_dict(state)
