@@ -37,7 +37,8 @@ def argument_texts(source: Callable[..., Any]) -> dict[str, str]:
         section = re.search(r"^Args:\n((?: .*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
         for entry in re.split(r"^    (?=\S)", section[1], flags=re.MULTILINE)[1:] if section else []:
             names, _, text = entry.partition(": ")
-            texts.update({name.strip(): " ".join(text.split()) for name in names.split(",")})
+            words = " ".join(text.split())
+            texts.update({name.strip(): words[:1].upper() + words[1:] for name in names.split(",")})
     return texts
 
 

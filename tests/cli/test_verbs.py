@@ -154,9 +154,9 @@ def test_the_installed_program(tmp_path):
 def test_an_arguments_whole_text_is_its_help(cli):
     told = " ".join(cli("search", "--help").split())
     assert "falls from all to k; 0 is the paper's: k from the first step." in told
-    assert "learning rate of m, relative to the weights'" in told
+    assert "Learning rate of m, relative to the weights'" in told
     told = " ".join(cli("run", "--help").split())
-    assert "--finetune-alpha FLOAT weight of the teacher's soft labels" in told
+    assert "--finetune-alpha FLOAT Weight of the teacher's soft labels" in told
     for missing in ("its share of the machine's cores, 16 at most", "relative to their variance; 0 is none"):
         assert missing in told
 
@@ -174,9 +174,9 @@ def test_a_continued_text_is_no_argument():
         """
 
     assert argument_texts(painted) == {
-        "coats": "how many, all of one colour or none: never two.",
-        "layers": "how many, all of one colour or none: never two.",
-        "colour": "of the coats.",
+        "coats": "How many, all of one colour or none: never two.",
+        "layers": "How many, all of one colour or none: never two.",
+        "colour": "Of the coats.",
     }
 
 
