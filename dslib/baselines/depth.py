@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from ..calibrating import Calibrate, calibrate
-from ..data import hold_back
+from ..data import Data, hold_back
+from ..finetuning import Finetune, finetune
 from ..merging import merge
 from ..planning import pareto
 from ..profiling import CostTable
@@ -20,11 +21,11 @@ from ..ranking import rank
 from ..searching import Search, search
 from ..shrinking import fade, shrink
 from ..sites import Mask, Plan, Sites, find_sites
-from ..training import Train
+from ..training import Train, Trained
 from .channels import narrowed
 from .choosing import masks_of, paper_masks, train_slopes, useful
 from .trial import Pruned, Trial
-from .tuning import Portion, per_image, portion_for, pretrain
+from .tuning import Portion, per_image, portion_for
 
 LATENCY_WEIGHT = 0.3  # of the paper's search, see `dslib bench sign`
 RECOVERED_ON, REACH = 2**19, 4  # pixels, if `few` images have so many; and blocks: a ranking must leave time to train
@@ -103,8 +104,7 @@ def narrow_and_shrunk(trial: Trial) -> Pruned:
     half = copy.copy(trial)  # on the same clock
     half.budget = replace(trial.budget, speedup=trial.budget.speedup**0.5)
     narrow, strength = narrowed(half)
-    narrow = trial.with_new_statistics(narrow)
-    narrow = pretrain(narrow, trial.data, trial.effort, trial.clock, "narrowing", trial.teacher)
+    narrow = trial.pretrain(trial.with_new_statistics(narrow), "narrowing", trial.teacher)
     return _plan_and_calibrate("narrow and shrunk", trial, narrow, strength=strength)
 
 
@@ -157,5 +157,9 @@ def _measured(trial: Trial, model: nn.Module) -> tuple[Sites, CostTable]:
 def _search_time(trial: Trial, model: nn.Module) -> Portion:
     """What a search may train on: its share of the time that is left."""
     config = trial.effort.search_config
-    each = SEARCHING * per_image(model, trial.data, None, config, trial.clock)
+
+    def training(data: Data, config: Finetune) -> Trained:
+        return finetune(model, data, None, config)
+
+    each = SEARCHING * per_image(training, trial.data, config, trial.clock)
     return portion_for(trial.data, trial.effort.share * trial.clock.left(), each, config, trial.clock)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 
 from ..data import Data, Split, hold_back
 from ..errors import BadConfig
-from ..training import cross_entropy, loss_on, recalibrate_batchnorm, train
+from ..finetuning import Finetune
+from ..training import Trained, cross_entropy, loss_on, recalibrate_batchnorm, train
 from .coupling import Macs
 from .slim import Slim
 from .trial import Pruned, Trial
-from .tuning import PROBE, portion_for
+from .tuning import timed
 
 Widths = tuple[int, ...]
 
@@ -159,19 +159,13 @@ def _evolve(trial: Trial, search: _Evolution, allowed: float, limit: float) -> W
 
 def _train_generators(trial: Trial, search: _Evolution, data: Data, allowed: float, seconds: float) -> None:
     """Train the weights and their generators with random widths within what is allowed, for so many seconds."""
-    slim, clock, effort = search.slim, trial.clock, trial.effort
-    config = effort.search_config
-    loss = cross_entropy(config.label_smoothing)
+    slim, loss = search.slim, cross_entropy(trial.effort.search_config.label_smoothing)
 
     def draw(progress: float) -> None:
-        slim.choose(search.drawn(random.Random(f"{effort.seed} {progress}"), allowed))
+        slim.choose(search.drawn(random.Random(f"{trial.effort.seed} {progress}"), allowed))
 
-    few = replace(data, train=data.train.first(PROBE * effort.batch_size))
-    with clock.part(GENERATORS):
-        began, wall = clock.now(), time.perf_counter()
-        probe = train(slim, few, loss, replace(config, epochs=2), before_step=draw)
-        share = (clock.now() - began) / (time.perf_counter() - wall)
-    each = share * sum(row["seconds"] for row in probe) / (2 * len(few.train))
-    part = portion_for(data, seconds - clock.spent[GENERATORS], each, config, clock)
-    with clock.part(GENERATORS):
-        train(slim, part.data, loss, replace(config, epochs=part.epochs), before_step=draw, title=GENERATORS)
+    def training(data: Data, config: Finetune) -> Trained:
+        return Trained(slim, train(slim, data, loss, config, before_step=draw, title=GENERATORS))
+
+    left = seconds - trial.clock.spent[GENERATORS]
+    timed(training, data, trial.effort.search_config, trial.clock, GENERATORS, left)

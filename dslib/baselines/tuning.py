@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ..data import Data, Split
 from ..errors import BadConfig, Settings, nearest, ranged
-from ..finetuning import RECIPES, Finetune, finetune
-from ..shrinking import Fade
-from ..training import History, Train, recalibrate_batchnorm
+from ..finetuning import RECIPES, Finetune
+from ..training import Train, Trained
 
+#: trains a network on data, by some settings
+Training = Callable[[Data, Finetune], Trained]
 PROBE = 6  # batches that are timed to know how many fit
 
 
@@ -107,17 +107,12 @@ class Portion(NamedTuple):
     epochs: int
 
 
-def start(model: nn.Module, effort: Effort) -> Clock:
-    """A clock for a method that begins now."""
-    return Clock(effort.seconds, next(model.parameters()).device)
-
-
-def per_image(network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock) -> float:
-    """Seconds of the clock that a training takes for an image, from two short epochs; the network stays as it is."""
+def per_image(training: Training, data: Data, config: Finetune, clock: Clock) -> float:
+    """Seconds of the clock that a training takes for an image, from two short epochs."""
     size = config.batch_size
     few = replace(data, train=data.train.first(PROBE * size), val=data.val.first(size))
     began, wall = clock.now(), time.perf_counter()
-    rows = finetune(network, few, teacher, replace(config, epochs=2)).history
+    rows = training(few, replace(config, epochs=2)).history
     share = (clock.now() - began) / (time.perf_counter() - wall)  # what of a second of this process is counted
     return share * sum(row["seconds"] for row in rows) / (2 * len(few.train))
 
@@ -154,55 +149,12 @@ def portion_for(data: Data, seconds: float, each: float, config: Train, clock: C
     return Portion(replace(data, train=replace(split, images=images, labels=labels)), epochs)
 
 
-def tune(
-    network: nn.Module, data: Data, teacher: nn.Module | None, effort: Effort, clock: Clock
-) -> tuple[nn.Module, History]:
-    """A finetuned copy of the network, in all that is left of the time.
-
-    BatchNorm's statistics are not frozen, in any recipe, while activations fade: they are of what is no longer there.
-
-    Args:
-        network: to train.
-        data: to train on; its validation split only makes the curve, from its first images.
-        teacher: the original, or None.
-        effort: the settings.
-        clock: whose time it takes; some steps are timed first, and counted.
-    """
-    config = Finetune(lr=effort.lr, batch_size=effort.batch_size, seed=effort.seed, **RECIPES[effort.recipe])
-    if any(isinstance(module, Fade) for module in network.modules()):
-        config = replace(config, freeze_batchnorm=False)
-    return _timed(network, data, teacher, config, clock, "training", clock.left())
-
-
-def pretrain(
-    network: nn.Module,
-    data: Data,
-    effort: Effort,
-    clock: Clock,
-    name: str = "pretraining",
-    teacher: nn.Module | None = None,
-) -> nn.Module:
-    """A copy of the network, trained in its share of what is left of the time, as usual; on labels, or taught too."""
-    return _timed(network, data, teacher, effort.search_config, clock, name, effort.share * clock.left())[0]
-
-
-def with_new_statistics(network: nn.Module, data: Data, effort: Effort, clock: Clock) -> nn.Module:
-    """The network with BatchNorm's statistics gathered anew, in place: what was taken out has changed them."""
-    with clock.part("statistics"):
-        images = data.train.first(effort.few, effort.seed)
-        batches = (batch for batch, _ in images.batches(effort.batch_size))
-        recalibrate_batchnorm(network, (batch for batch in batches if len(batch) > 1))  # one image has no spread
-    return network
-
-
-def _timed(
-    network: nn.Module, data: Data, teacher: nn.Module | None, config: Finetune, clock: Clock, name: str, seconds: float
-) -> tuple[nn.Module, History]:
+def timed(training: Training, data: Data, config: Finetune, clock: Clock, name: str, seconds: float) -> Trained:
+    """What a training gives on as many images as fit into some seconds, spent under a name; some are timed first."""
     before = clock.spent.get(name, 0.0)
     with clock.part(name):
-        each = per_image(network, data, teacher, config, clock)
+        each = per_image(training, data, config, clock)
     part = portion_for(data, seconds - (clock.spent[name] - before), each, config, clock)
     with clock.part(name):
         quick = replace(part.data, val=data.val.first(config.batch_size))
-        done = finetune(network, quick, teacher, replace(config, epochs=part.epochs))
-    return done.model, done.history
+        return training(quick, replace(config, epochs=part.epochs))

@@ -179,8 +179,8 @@ def test_layers_are_ranked_on_as_many_images_as_the_planner_has(trained, digits,
 
 
 def test_a_narrow_network_is_taught_as_all_others_are(trained, digits, by_work, steady, monkeypatch):
-    teachers, pretrain = [], depth.pretrain
-    monkeypatch.setattr(depth, "pretrain", lambda *given: teachers.append(given[-1]) or pretrain(*given))
+    teachers, pretrain = [], Trial.pretrain
+    monkeypatch.setattr(Trial, "pretrain", lambda *given: teachers.append(given[-1]) or pretrain(*given))
     for distil in (True, False):
         METHODS["narrow-and-shrunk"](Trial(trained, digits, Budget(1.2, 16), replace(EFFORT, distil=distil)))
     assert teachers == [trained, None]
@@ -237,7 +237,7 @@ def test_blocks_that_can_go_whole(network, digits, monkeypatch):
     assert droppable(Odd(), children, 8) == ("goes", "twice")
     sizes = []
     monkeypatch.setattr(shrinking, "droppable", lambda _, names, size: sizes.append(size) or tuple(names))
-    monkeypatch.setattr("dslib.baselines.trial.tune", lambda small, *_: (small, []))
+    monkeypatch.setattr(Trial, "finish", lambda _, small, **found: Pruned(small, found))
     monkeypatch.setattr(Trial, "least", lambda self, make, what: make(0.2)[1])
     done = blocks.layers(Trial(network, digits, Budget(1.5, 32), Effort(60, images=8)))
     assert len(done.record["removed"]) == 2

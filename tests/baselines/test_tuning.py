@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dslib.baselines import Budget, Effort, tuning
+from dslib.baselines import Budget, Effort, Trial, trial, tuning
 from dslib.baselines.budget import least
 from dslib.baselines.tuning import Clock
 from dslib.data.splits import hold_back
@@ -15,13 +15,14 @@ from dslib.errors import BadConfig, BadData
 from dslib.finetuning import Finetune
 from dslib.measuring.latency import Timing
 from dslib.shrinking import Fade
+from dslib.training import Trained
 
 
 def test_what_is_cut_has_the_statistics_of_what_is_left(digits):
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     nn.init.constant_(network[0].running_mean, 9.0)
     effort = Effort(1.0, batch_size=16, images=4 * 33)  # the last batch is one image, and left out
-    assert tuning.with_new_statistics(network, digits, effort, Clock(1.0, torch.device("cpu"))) is network
+    assert Trial(network, digits, Budget(2.0, 16), effort).with_new_statistics(network) is network
     seen = torch.cat([x for x, _ in digits.train.first(33, 0).batches(16)][:2])
     torch.testing.assert_close(network[0].running_mean, seen.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert not network.training
@@ -32,9 +33,9 @@ def test_what_is_cut_has_the_statistics_of_what_is_left(digits):
 )
 def test_statistics_are_frozen_only_where_nothing_fades(recipe, fades, frozen, digits, monkeypatch):
     configs = []
-    monkeypatch.setattr(tuning, "_timed", lambda *given: configs.append(given[3]) or (given[0], []))
-    network = nn.Sequential(Fade(nn.ReLU(), 0.0)) if fades else nn.Sequential(nn.ReLU())
-    tuning.tune(network, digits, None, Effort(1.0, recipe=recipe), Clock(1.0, torch.device("cpu")))
+    monkeypatch.setattr(trial, "timed", lambda *given: configs.append(given[2]) or Trained(network, []))
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Fade(nn.ReLU(), 0.0) if fades else nn.ReLU())
+    Trial(network, digits, Budget(2.0, 16), Effort(1.0, recipe=recipe)).finish(network)
     assert [config.freeze_batchnorm for config in configs] == [frozen]
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import wide
 from filelock import FileLock, Timeout
 
-from dslib.baselines import METHODS, Pruned, seed_means
+from dslib.baselines import METHODS, Pruned, Trial, seed_means
 from dslib.bench import frontier
 from dslib.bench.frontier import Frontier, record_frontier
 from dslib.bench.points import fastest, lead, table
@@ -96,11 +96,11 @@ def test_where_nothing_is_inherited_nothing_is_trained_gently(small, monkeypatch
     monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), False))
     asked = []
 
-    def tune(network, data, teacher, effort, clock):
-        asked.append((clock.left(), effort.recipe, effort.lr, teacher is not None))
-        return network, []
+    def finish(trial, network):
+        asked.append((trial.clock.left(), trial.effort.recipe, trial.effort.lr, trial.teacher is not None))
+        return Pruned(network, {"seconds": {}})
 
-    monkeypatch.setattr("dslib.baselines.trial.tune", tune)
+    monkeypatch.setattr(Trial, "finish", finish)
     scratch = replace(small, weights="none", lrs=(0.2,))
     assert scratch.trials == [{"recipe": "usual", "lr": 0.2}]
     rows = record_frontier(scratch, None, None, lambda _: None).values["rows"]
