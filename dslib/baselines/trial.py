@@ -67,7 +67,7 @@ class Trial:
         return network
 
     def finish(self, network: nn.Module, **found: Any) -> Pruned:
-        """A copy of the network, finetuned in all the time that is left; its record has what was found, and the seconds.
+        """A copy of the network, finetuned in all the time that is left; the record has what was found, and seconds.
 
         BatchNorm's statistics are not frozen, in any recipe, while activations fade: they are of what is no longer
         there.

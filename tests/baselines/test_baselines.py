@@ -20,6 +20,7 @@ from dslib.baselines import (
     PAPER_KEPT,
     Budget,
     Effort,
+    Pruned,
     Trial,
     blocks,
     channels,
@@ -76,9 +77,6 @@ def steady(monkeypatch):
         monkeypatch.setattr(module, "per_image", lambda *_: 0.01)
     monkeypatch.setattr(depth, "SEARCHING", 1.0)
     monkeypatch.setattr(Budget, "cost", lambda _, __, sites: costs(sites.names))
-    monkeypatch.setattr(
-        evolution, "portion_for", lambda data, left, _, *more: tuning.portion_for(data, left, 0.01, *more)
-    )
 
 
 def costs(names):
