@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,11 +14,10 @@ from .channels import magnitudes
 from .coupling import cut
 from .slim import Slim
 
-Kept = Mapping[str, Any]
-Rebuild = Callable[[nn.Module, int, Kept], nn.Module]
+UNSAID = ("magnitude", "taylor")  # which channels go depends on gradients, or on norms of other weights
 
 
-def rebuilt(method: str, model: nn.Module, image_size: int, found: Kept) -> nn.Module | None:
+def rebuilt(method: str, model: nn.Module, image_size: int, found: Mapping[str, Any]) -> nn.Module | None:
     """The network that a method made, with other weights; None if its record does not say which channels are left.
 
     Args:
@@ -27,40 +26,14 @@ def rebuilt(method: str, model: nn.Module, image_size: int, found: Kept) -> nn.M
         image_size: side in pixels.
         found: the record that the method returned.
     """
-    rebuild = REBUILD.get(method)
-    return None if rebuild is None else rebuild(model, image_size, found)
-
-
-def _narrowed(model: nn.Module, image_size: int, found: Kept) -> nn.Module:
-    return cut(model, found["strength"], image_size, magnitudes, compete=False)
-
-
-def _slim(model: nn.Module, image_size: int, found: Kept) -> nn.Module:
-    slim = Slim(model, image_size)
-    return slim.extract([found["widths"][group.makers[0]] for group in slim.groups])
-
-
-def _without(model: nn.Module, image_size: int, found: Kept) -> nn.Module:
-    return _shrunk(model, image_size, {"removed": found["removed"], "dropped": found["removed"]})
-
-
-def _shrunk(model: nn.Module, image_size: int, found: Kept) -> nn.Module:
-    mask = Mask({name: name not in found["removed"] for name in find_sites(model, image_size).names})
-    return merge(shrink(model, Plan(mask, dropped=found.get("dropped", ())), image_size=image_size))
-
-
-def _both(model: nn.Module, image_size: int, found: Kept) -> nn.Module:
-    return _shrunk(_narrowed(model, image_size, found), image_size, found)
-
-
-#: those whose channels depend on gradients, or on norms of other weights, are not among them
-REBUILD: dict[str, Rebuild] = {
-    "uniform": _narrowed,
-    "metapruning": _slim,
-    "layers": _without,
-    "depthshrinker": _shrunk,
-    "given-masks": _shrunk,
-    "layer-folding": _shrunk,
-    "planner": _shrunk,
-    "narrow-and-shrunk": _both,
-}
+    network = model
+    if "widths" in found:
+        slim = Slim(model, image_size)
+        return slim.extract([found["widths"][group.makers[0]] for group in slim.groups])
+    if "strength" in found and method not in UNSAID:
+        network = cut(model, found["strength"], image_size, magnitudes, compete=False)
+    if "removed" in found:
+        mask = Mask({name: name not in found["removed"] for name in find_sites(network, image_size).names})
+        dropped = found["removed"] if method == "layers" else found.get("dropped", ())
+        network = merge(shrink(network, Plan(mask, dropped=dropped), image_size=image_size))
+    return None if network is model else network
