@@ -16,15 +16,9 @@ from dslib.searching import add_gates
 from dslib.sites import Sites
 from dslib.training.settings import Train
 
+NAMES = ("blocks.0", "blocks.1", "blocks.2")
 COST = CostTable(
-    {f"blocks.{i}": 5.0 for i in range(3)},
-    {f"blocks.{i}": 9.0 for i in range(3)},
-    {"blocks.0": 4.0, "blocks.1": 1.0, "blocks.2": 3.0},
-    20.0,
-    1,
-    16,
-    "cpu",
-    "eager",
+    *(dict(zip(NAMES, ms, strict=True)) for ms in ([5.0] * 3, [9.0] * 3, [4.0, 1.0, 3.0])), 20.0, 1, 16, "cpu", "eager"
 )
 
 
@@ -57,19 +51,22 @@ def test_what_rivals_cannot_do_is_said(rival, tiny, digits):
             rival(tiny, digits, dslib.find_sites(tiny, 16), other, 0)
 
 
-def test_the_papers_masks_are_for_mobilenet_v2(tiny):
-    model = dslib.load_model("mobilenet_v2").model
-    sites = dslib.find_sites(model, 64)
-    found = paper_masks(model, None, sites, COST)
+@pytest.fixture(scope="module")
+def seventeen():
+    """The sites of a narrow MobileNetV2."""
+    return dslib.find_sites(dslib.load_model("mobilenet_v2", options={"width_mult": 0.25}).model, 32)
+
+
+def test_the_papers_masks_are_for_mobilenet_v2(tiny, seventeen):
+    found = paper_masks(None, None, seventeen, COST)
     assert [mask.k for mask in found] == [11, 8, 8, 6, 6, 0]
     assert found[3].kept == tuple(f"features.{i}" for i in (4, 5, 14, 15, 16, 17))
     with pytest.raises(MaskMismatch, match="17 sites, found 3"):
         paper_masks(tiny, None, dslib.find_sites(tiny.float(), 16), COST)
 
 
-def test_even_spacing():
-    model = dslib.load_model("mobilenet_v2").model
-    found = evenly_spaced(model, None, dslib.find_sites(model, 64), COST)
+def test_even_spacing(seventeen):
+    found = evenly_spaced(None, None, seventeen, COST)
     names = tuple(found[0])
     for k in range(1, 18):
         places = [names.index(name) for name in found[17 - k].kept]
