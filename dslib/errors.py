@@ -85,8 +85,9 @@ def ranged(default: Any, expected: str) -> Any:
 
     Args:
         default: the field's default; `MISSING` for none.
-        expected: 'LOW or more', 'more than LOW', 'LOW to HIGH', 'LOW to less than HIGH', 'between LOW and HIGH' (both
-            excluded) or 'one of WORD, WORD'; what stands in parentheses behind is a reason, for the message.
+        expected: 'LOW or more', 'more than LOW', 'more than LOW, HIGH at most', 'LOW to HIGH', 'LOW to less than HIGH',
+            'between LOW and HIGH' (both excluded) or 'one of WORD, WORD'; what stands in parentheses behind is a
+            reason, for the message.
     """
     return field(default=default, metadata={"expected": expected})
 
@@ -94,6 +95,7 @@ def ranged(default: Any, expected: str) -> Any:
 _RANGES: dict[str, Callable[..., bool]] = {
     r"(\S+) or more": lambda x, low: x >= low,
     r"more than (\S+)": lambda x, low: x > low,
+    r"more than (\S+), (\S+) at most": lambda x, low, high: low < x <= high,
     r"(\S+) to less than (\S+)": lambda x, low, high: low <= x < high,
     r"(\S+) to (\S+)": lambda x, low, high: low <= x <= high,
     r"between (\S+) and (\S+)": lambda x, low, high: low < x < high,

@@ -1,11 +1,11 @@
-"""A mask's three accuracies: plain, with boundary activation, and self-distilled too: `dslib bench ablation`."""
+"""What do boundary activations and self-distillation give: the paper's three accuracies of a mask?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,89 +13,71 @@ import torch
 from torch import nn
 
 from ..baselines import PAPER_KEPT
-from ..data import load_data
-from ..errors import BadConfig, BadModel, nearest
+from ..errors import BadConfig, nearest
 from ..finetuning import Finetune, finetune
-from ..measuring import pick_device, this_machine
-from ..models import load_model
-from ..records import Record, as_options, as_words, commit
+from ..records import Record
 from ..shrinking import shrink
-from ..sites import find_sites
 from ..training import evaluate
-from .rows import Rows
+from .benchmark import Benchmark, Context, Row, Steps, Values
+from .settings import BenchSettings, setting
 
 WAYS = {"plain": (False, False), "boundary": (True, False), "distilled": (True, True)}  # boundary ReLU6, teacher
 
 
-def record_ablation(
-    mask: str = "A",
-    model: str = "mobilenet_v2",
-    weights: str = "default",
-    options: Mapping[str, Any] | None = None,
-    data: str = "imagenette",
-    image_size: int | None = None,
-    epochs: int = 2,
-    lr: float = 0.1,
-    batch_size: int = 64,
-    seeds: int = 3,
-    device: str = "auto",
-    hours: float | None = None,
-    out: Path | None = None,
-    echo: Callable[[str], object] = print,
-) -> Record:
-    """Finetune one shrunk network in the paper's three ways, over seeds; activations are torn out, none fades.
+@dataclass(frozen=True)
+class Ablation(BenchSettings):
+    """Finetune one shrunk network plainly, with boundary activation, and with self-distillation too, over seeds.
+
+    Activations are torn out, none fades. Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is
+    inferred, see data/paper/README.md.
 
     Args:
         mask: one of the paper's, A to F, for a network with MobileNetV2's 17 sites.
-        model, weights, options: as for `load_model`; weights must be trained for the data's classes.
-        data, image_size: as for `load_data`.
-        epochs, lr, batch_size: of each finetuning.
+        model: its name.
+        weights: default, or a weights file; trained for the data's classes.
+        model_option: for the model's function.
+        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
+        image_size: side in pixels; default the dataset's.
+        epochs: of each finetuning.
+        lr: per 256 images of batch.
+        batch_size: images a step.
         seeds: finetunings of each way.
-        device: as for `pick_device`.
-        hours: begin no row after so many.
-        out: the record's file; rows that stand there are not made again.
-        echo: is told the outcome.
-    Source: Fu et al., ICML 2022, table 2: that its three accuracies are these is inferred, see data/paper/README.md.
+        device: auto, cpu, cuda, mps.
     """
-    if mask not in PAPER_KEPT:
-        raise BadConfig(nearest("mask", mask, PAPER_KEPT))
-    if not min(seeds, epochs) > 0:
-        raise BadConfig(f"seeds, epochs: expected 1 or more, found {seeds} and {epochs}")
-    loaded = load_data(data, image_size)
-    settings = {
-        "mask": mask,
-        "model": model,
-        "weights": weights,
-        "model_option": as_options(options),
-        "data": data,
-        "image_size": loaded.image_size,
-        "epochs": epochs,
-        "lr": lr,
-        "batch_size": batch_size,
-        "seeds": seeds,
-    }
-    where = pick_device(device)
-    rows = Rows(
-        Record("ablation", f"dslib bench ablation {as_words(settings)}", settings, {}, this_machine(where), commit()),
-        out,
-        selecting=("seeds",),
-        hours=hours,
-    )
-    network, trained = load_model(model, loaded.classes, weights, options)
-    if not trained:
-        raise BadModel(f"{model} with weights {weights!r} is not trained for the classes of {data}")
-    network = network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sites = find_sites(network, loaded.image_size)
-    if len(sites) != 17:
-        raise BadConfig(f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)} in {model}")
-    kept = sites.mask([sites.names[i] for i in PAPER_KEPT[mask]])
 
-    def tuned(way: str, seed: int) -> dict[str, Any]:
+    mask: str = "A"
+    model: str = "mobilenet_v2"
+    weights: str = "default"
+    model_option: dict[str, Any] | None = None
+    data: str = "imagenette"
+    image_size: int | None = None
+    epochs: int = setting(2, "1 or more")
+    lr: float = 0.1
+    batch_size: int = 64
+    seeds: int = setting(3, "1 or more")
+    device: str = setting("auto", recorded=False)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if self.mask not in PAPER_KEPT:
+            raise BadConfig(nearest("mask", self.mask, PAPER_KEPT))
+
+
+def answer(config: Ablation, context: Context[Ablation]) -> Steps:
+    """The original's accuracy; then a row for each way and seed."""
+    data, (network, sites) = context.data, context.trained
+    network = network.to(memory_format=torch.channels_last)
+    if len(sites) != 17:
+        raise BadConfig(f"the paper's masks are for MobileNetV2's 17 sites, found {len(sites)} in {config.model}")
+    kept = sites.mask([sites.names[i] for i in PAPER_KEPT[config.mask]])
+
+    def tuned(way: str, seed: int) -> Values:
         boundary, teacher = WAYS[way]
-        small = shrink(network, kept, nn.ReLU6 if boundary else None, loaded.image_size)
-        before, began = evaluate(small, loaded.val), time.perf_counter()
-        config = Finetune(epochs=epochs, lr=lr, batch_size=batch_size, seed=seed)
-        done = finetune(small, loaded, network if teacher else None, config)
+        small = shrink(network, kept, nn.ReLU6 if boundary else None, data.image_size)
+        before, began = evaluate(small, data.val), time.perf_counter()
+        settings = Finetune(epochs=config.epochs, lr=config.lr, batch_size=config.batch_size, seed=seed)
+        done = finetune(small, data, network if teacher else None, settings)
         return {
             "before": before,
             "accuracy": done.history[-1]["val_accuracy"],
@@ -103,14 +85,10 @@ def record_ablation(
             "seconds": time.perf_counter() - began,
         }
 
-    rows.add({"way": "original"}, lambda: {"accuracy": evaluate(network, loaded.val)})
-    for seed in range(seeds):
+    yield Row({"way": "original"}, lambda: {"accuracy": evaluate(network, data.val)})
+    for seed in range(config.seeds):
         for way in WAYS:
-            rows.add({"way": way, "seed": seed}, partial(tuned, way, seed))
-    echo(table(rows.record).to_string())
-    for missing in rows.missing:
-        echo(f"not begun, the hours are over: {missing}")
-    return rows.record
+            yield Row({"way": way, "seed": seed}, partial(tuned, way, seed))
 
 
 def table(record: Record) -> pd.DataFrame:
@@ -120,3 +98,10 @@ def table(record: Record) -> pd.DataFrame:
         return frame
     found = frame.assign(accuracy=100 * frame["accuracy"]).groupby("way")["accuracy"].agg(["mean", "std", "count"])
     return found.reindex([way for way in WAYS if way in found.index]).round(2)
+
+
+def _told(record: Record) -> Iterator[str]:
+    yield table(record).to_string()
+
+
+BENCHMARK = Benchmark("Training", Ablation, answer, _told, selecting=("seeds",))

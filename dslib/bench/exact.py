@@ -1,63 +1,71 @@
-"""Exact borders on real photos: a merged network against its unmodified original, `dslib bench exact`."""
+"""Is a network merged with exact borders its unmodified original, on every photo?"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch import nn
 
 from ..algebra import removable_activations, site_names, trace
-from ..data import load_data
 from ..errors import BadConfig
-from ..measuring import this_machine
 from ..merging import merge
-from ..models import load_model
-from ..records import Record, commit
+from ..records import Record
 from ..shrinking import shrink
-from ..sites import find_sites
 from ..training import predict
+from .benchmark import Benchmark, Context, Values
+from .settings import BenchSettings, setting
 
-REMOVED = ("features.2", "features.7", "features.11")  # without finetuning, more leave logits that say nothing
 
+@dataclass(frozen=True)
+class Exact(BenchSettings):
+    """Merge with exact borders and compare with the unmodified original on every photo of a validation split.
 
-def record_exact(
-    model: str = "mobilenet_v2", data: str = "imagenette", image_size: int = 128, removed: Sequence[str] = REMOVED
-) -> Record:
-    """Some sites' activations out and merged with exact borders, against the original, over all photos.
-
-    The original's activation modules are replaced by `nn.Identity` and nothing else is done to it; a graph
-    only tells their names. Its logits are what both kinds of exact border are compared with.
+    The original's activation modules are replaced by `nn.Identity` and nothing else is done to it; a graph only tells
+    their names. Its logits are what both kinds of exact border are compared with.
 
     Args:
         model: name of a network with default weights whose activations are modules of their own.
         data: a dataset; its validation split is used.
         image_size: side in pixels.
-        removed: the sites.
+        removed: a site to remove; without finetuning, more of them leave logits that say nothing.
     """
-    loaded = load_data(data, image_size)
-    original = load_model(model, loaded.classes, "default").model
-    original.eval()
-    sites = find_sites(original, image_size)
-    mask = sites.mask([name for name in sites.names if name not in removed])
-    torn = without_activations(original, mask.removed)
-    small = shrink(original, mask, None, image_size, hoist=False)
-    ways = {"bias": merge(small, image_size=image_size), "ones": merge(small)}
-    expected = predict(torn, loaded.val)
+
+    model: str = "mobilenet_v2"
+    data: str = "imagenette"
+    image_size: int = 128
+    removed: tuple[str, ...] = setting(("features.2", "features.7", "features.11"), option="remove")
+
+
+def answer(config: Exact, context: Context[Exact]) -> Values:
+    """How far the logits of each kind of exact border are from the original's."""
+    original, sites = context.trained
+    val = context.data.val
+    mask = sites.mask([name for name in sites.names if name not in config.removed])
+    expected = predict(without_activations(original, mask.removed), val)
+    small = shrink(original, mask, None, config.image_size, hoist=False)
     networks = {}
-    for name, way in ways.items():
-        found = predict(way, loaded.val)
+    for name, way in {"bias": merge(small, image_size=config.image_size), "ones": merge(small)}.items():
+        found = predict(way, val)
         networks[name] = {
             "largest_relative_difference": ((found - expected).abs().max() / expected.abs().max()).item(),
             "other_top1": int((found.argmax(1) != expected.argmax(1)).sum()),
         }
-    config = {"model": model, "data": data, "image_size": image_size, "removed": mask.removed}
-    predicted = len(expected.argmax(1).unique())  # of few classes, equal top-1 would mean little
-    spread = (expected.std(0).mean() / expected.abs().max()).item()
-    values = {"images": len(loaded.val), "classes_predicted": predicted, "logit_std": spread, "networks": networks}
-    command = f"dslib bench exact --model {model} --data {data} --image-size {image_size}"
-    command += "".join(f" --remove {name}" for name in mask.removed)
-    return Record("exact", command, config, values, this_machine(), commit())
+    return {
+        "images": len(val),
+        "classes_predicted": len(expected.argmax(1).unique()),  # of few classes, equal top-1 would mean little
+        "logit_std": (expected.std(0).mean() / expected.abs().max()).item(),
+        "networks": networks,
+    }
+
+
+def _told(record: Record) -> Iterator[str]:
+    for name, value in record.values["networks"].items():
+        yield (
+            f"{name:5} differs by {value['largest_relative_difference']:.1e} of the largest logit, other top-1 "
+            f"on {value['other_top1']} of {record.values['images']} images"
+        )
 
 
 def without_activations(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
@@ -76,3 +84,6 @@ def without_activations(model: nn.Module, names: tuple[str, ...]) -> nn.Module:
                 raise BadConfig(f"{name}: its activations are not modules of their own")
             block.set_submodule(str(node.target), nn.Identity())
     return torn
+
+
+BENCHMARK = Benchmark("Is merging exact?", Exact, answer, _told)

@@ -1,11 +1,11 @@
-"""What of each CNN family can be merged, and why the rest cannot: `dslib bench families`."""
+"""What of each CNN family can be merged, and why can the rest not?"""
 
 from __future__ import annotations
 
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,101 +16,50 @@ from tqdm import tqdm
 from ..algebra import fold, in_channels
 from ..errors import DslibError
 from ..models import load_model
-from ..records import Record, commit, machine
+from ..records import Record
 from ..sites import Sites, find_sites
+from .benchmark import Benchmark, Context, Values
+from .settings import BenchSettings, setting
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # one member, as a rule the smallest, of each family of torchvision's classifiers and of timm's CNNs
-TORCHVISION = (
-    "alexnet",
-    "convnext_tiny",
-    "densenet121",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet1_0",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "regnet_x_400mf",
-    "regnet_y_400mf",
-    "resnet18",
-    "resnet50",
-    "resnext50_32x4d",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_1",
-    "swin_t",
-    "vgg11_bn",
-    "vit_b_32",
-    "wide_resnet50_2",
-)
-TIMM = (
-    "convmixer_768_32",
-    "convnext_atto",
-    "cspdarknet53",
-    "cspresnet50",
-    "darknet53",
-    "densenet121",
-    "dla34",
-    "dpn68",
-    "edgenext_xx_small",
-    "efficientnet_b0",
-    "efficientnet_lite0",
-    "efficientnetv2_rw_t",
-    "ese_vovnet19b_dw",
-    "fastvit_t8",
-    "fbnetc_100",
-    "gernet_s",
-    "ghostnet_100",
-    "hardcorenas_a",
-    "hgnetv2_b0",
-    "hrnet_w18_small",
-    "inception_v4",
-    "inception_next_atto",
-    "lcnet_050",
-    "mixnet_s",
-    "mnasnet_100",
-    "mobilenetv2_140",
-    "mobilenetv3_large_100",
-    "mobilenetv4_conv_small",
-    "mobileone_s0",
-    "nf_resnet50",
-    "regnetx_002",
-    "regnety_002",
-    "repghostnet_050",
-    "repvgg_a0",
-    "repvit_m1",
-    "res2net50_26w_4s",
-    "resnest14d",
-    "resnet50d",
-    "resnetv2_50",
-    "rexnet_100",
-    "selecsls42b",
-    "skresnet18",
-    "spnasnet_100",
-    "starnet_s1",
-    "tf_efficientnet_lite0",
-    "tinynet_e",
-    "vovnet39a",
-    "xception41",
-)
+_NAMES = {
+    "torchvision": """
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet1_0
+    mobilenet_v2 mobilenet_v3_large regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d shufflenet_v2_x1_0
+    squeezenet1_1 swin_t vgg11_bn vit_b_32 wide_resnet50_2
+""",
+    "timm": """
+    convmixer_768_32 convnext_atto cspdarknet53 cspresnet50 darknet53 densenet121 dla34 dpn68 edgenext_xx_small
+    efficientnet_b0 efficientnet_lite0 efficientnetv2_rw_t ese_vovnet19b_dw fastvit_t8 fbnetc_100 gernet_s
+    ghostnet_100 hardcorenas_a hgnetv2_b0 hrnet_w18_small inception_v4 inception_next_atto lcnet_050 mixnet_s
+    mnasnet_100 mobilenetv2_140 mobilenetv3_large_100 mobilenetv4_conv_small mobileone_s0 nf_resnet50 regnetx_002
+    regnety_002 repghostnet_050 repvgg_a0 repvit_m1 res2net50_26w_4s resnest14d resnet50d resnetv2_50 rexnet_100
+    selecsls42b skresnet18 spnasnet_100 starnet_s1 tf_efficientnet_lite0 tinynet_e vovnet39a xception41
+""",
+}
+FAMILIES = tuple(f"{library}/{name}" for library, names in _NAMES.items() for name in names.split())
 
 
-def record_families(names: Sequence[str] = (), image_size: int = 224) -> Record:
-    """Sites of one member of each family, as a record; `values["rows"]` has one entry a network.
+@dataclass(frozen=True)
+class Families(BenchSettings):
+    """Sites, mergeable ones and reasons, for one member of each torchvision and timm CNN family.
 
     Args:
-        names: networks to look at; default all of `TORCHVISION` and `TIMM`.
-        image_size: side of the input in pixels.
+        names: a network to look at; default one of each family.
+        image_size: side in pixels.
     """
-    wanted = list(names) or [f"torchvision/{n}" for n in TORCHVISION] + [f"timm/{n}" for n in TIMM]
-    rows = [look_at(name, image_size) for name in tqdm(wanted, unit="network")]
-    config = {"names": list(names), "image_size": image_size}
-    command = " ".join(["dslib bench families", *(f"--model {n}" for n in names), f"--image-size {image_size}"])
-    return Record("families", command, config, {"rows": rows}, machine(), commit())
+
+    names: tuple[str, ...] = setting((), option="model")
+    image_size: int = 224
+
+
+def answer(config: Families, _: Context[Families]) -> Values:
+    """A row for each network."""
+    names = tqdm(config.names or FAMILIES, unit="network")
+    return {"rows": [look_at(name, config.image_size) for name in names]}
 
 
 def look_at(name: str, image_size: int) -> dict[str, Any]:
@@ -157,3 +106,6 @@ def _left(model: nn.Module, image_size: int) -> int:
     except DslibError:
         return sum(isinstance(m, _BatchNorm) for m in model.modules())
     return sum(isinstance(m, _BatchNorm) for m in folded.modules())
+
+
+BENCHMARK = Benchmark("Is merging exact?", Families, answer, lambda record: [frame(record).to_string()])

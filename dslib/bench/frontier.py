@@ -1,99 +1,98 @@
-"""The accuracy-speed frontier: every method at every budget, for the same time: `dslib bench frontier`."""
+"""What accuracy and speed does each method reach within measured latencies, for the same time?"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from itertools import chain
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from torch import nn
 
-from ..baselines import METHODS, Budget, Effort, Trial
-from ..data import Data, load_data
+from ..baselines import METHODS, Budget, Effort, Pruned, Trial
+from ..data import Data
 from ..errors import BadConfig, BadModel, nearest
-from ..measuring import count_macs, count_parameters, pick_device, this_machine
+from ..measuring import count_macs, count_parameters
 from ..models import load_model
-from ..records import Record, as_options, as_words, commit
+from ..planning import unbeaten
+from ..records import Record
 from ..training import evaluate
-from .judging import hold_back
+from .benchmark import Benchmark, Context, Row, Steps, Values
+from .plans import hold_back
 from .retime import latency
-from .rows import Rows
-
-PAUSE = 5.0  # seconds between two looks at what others make
-Make = Callable[[], dict[str, Any]]
-Task = tuple[dict[str, Any], Make]
+from .settings import IN_PRECISIONS, ON_RUNTIMES, BenchSettings, setting
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """What is compared.
+class Frontier(BenchSettings):
+    """Train what each method makes of a network within each budget; accuracy on the validation split.
+
+    Begin it several times at once, with the same --out, to share the points: each takes those that no other is at. A
+    training beside it disturbs a measurement: when all is made, `retime` measures all latencies once more.
 
     Args:
-        model, weights, options: as for `load_model`; weights that are trained for the data's classes are inherited by
-            all methods, with "none" everything begins from nothing.
-        data, image_size: as for `load_data`.
-        methods: names of `baselines.METHODS`; points of one that is not there fail, and say so.
+        model: its name.
+        weights: trained for the data's classes they are inherited by all methods; with none all begin from nothing.
+        options: for the model's function.
+        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
+        image_size: side in pixels; default the dataset's.
+        methods: ways to make a network small; points of one that is not known fail, and say so.
         speedups: budgets, over the original.
         seeds: of the budgets in `repeated`; the others have one.
-        repeated: budgets with all seeds; none for all of them.
-        seconds: that each point may take, all told but for measuring latencies, see `Effort`.
+        repeated: speed-ups with all seeds; default all.
+        seconds: that each point may take, all told but for measuring latencies.
         search_lr: of what methods train before the final training.
-        lrs, gentle_lrs: learning rates of the final training that are tried for each method, by the usual and (where
-            weights are inherited) by the gentle recipe, by a whole run at the budget `tuned_at` on training images,
-            `held` of which are held back. Where there is only one, nothing is tried.
+        lrs: learning rates of the final training that are tried for each method, by the usual recipe, by a whole run
+            at the budget `tuned_at` on training images, `held` of which are held back; one alone is not tried.
+        gentle_lrs: as `lrs`, by the gentle recipe, where weights are inherited.
         batch_size: of the trainings.
-        runtime, precision, latency_batch: that latencies are measured on, and the images a batch.
-        held: see `lrs`.
-        tuned_at: see `lrs`; methods that do not reach it take the first rate, and their rows say so.
-        device: as for `pick_device`.
+        runtime: that latencies are measured on.
+        precision: that they are measured in; default float32.
+        latency_batch: images a batch, of the latencies.
+        held: training images that are held back from trials of learning rates.
+        tuned_at: speed-up of the trials; methods that do not reach it take the first rate, and their rows say so.
+        device: auto, cpu, cuda, mps.
     """
 
     model: str = "mobilenet_v2"
     weights: str = "default"
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] | None = setting(None, option="model_option")
     data: str = "imagenette"
     image_size: int | None = None
-    methods: tuple[str, ...] = ("uniform", "metapruning", "layers", "depthshrinker", "planner")
-    speedups: tuple[float, ...] = (1.25, 1.5, 1.75, 2.5)
-    seeds: int = 3
+    methods: tuple[str, ...] = setting(
+        ("uniform", "metapruning", "layers", "depthshrinker", "planner"), option="method", least=1
+    )
+    speedups: tuple[float, ...] = setting((1.25, 1.5, 1.75, 2.5), "more than 1", option="speedup", least=1)
+    seeds: int = setting(3, "1 or more")
     repeated: tuple[float, ...] = ()
     seconds: float = 240.0
     search_lr: float = 0.04
-    lrs: tuple[float, ...] = (0.1, 0.03)
-    gentle_lrs: tuple[float, ...] = (0.01, 0.003)
+    lrs: tuple[float, ...] = setting((0.1, 0.03), option="lr", least=1)
+    gentle_lrs: tuple[float, ...] = setting((0.01, 0.003), option="gentle_lr")
     batch_size: int = 64
-    runtime: str = "eager"
-    precision: str | None = None
-    latency_batch: int = 8
-    held: int = 1024
-    tuned_at: float = 1.5
+    runtime: str = setting("eager", ON_RUNTIMES)
+    precision: str | None = setting(None, IN_PRECISIONS)
+    latency_batch: int = setting(8, "1 or more")
+    held: int = setting(1024, "1 or more")
+    tuned_at: float = setting(1.5, "more than 1")
     device: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        if not (bool(self.methods) and bool(self.speedups)):
-            raise BadConfig("expected one method and one speedup at least")
-        if not min(self.seeds, self.held, self.latency_batch) > 0:
-            raise BadConfig("expected one or more of each")
-        if not min(*self.speedups, self.tuned_at) > 1:
-            raise BadConfig(f"speedups: expected more than 1, found {self.speedups}")
-        if not self.lrs:
-            raise BadConfig("expected one learning rate at least")
+        super().__post_init__()
         if not set(self.repeated) <= set(self.speedups):
             raise BadConfig(f"repeated: expected some of the speedups {self.speedups}, found {self.repeated}")
 
     @property
-    def trials(self) -> list[dict[str, Any]]:
+    def trials(self) -> list[Values]:
         """Recipes and learning rates."""
         gentle = self.gentle_lrs if self.weights != "none" else ()
         pairs = [*(("usual", lr) for lr in self.lrs), *(("gentle", lr) for lr in gentle)]
         return [{"recipe": recipe, "lr": lr} for recipe, lr in pairs]
 
-    def points(self) -> Iterator[dict[str, Any]]:
+    def points(self) -> Iterator[Values]:
         """The keys of all rows that are wanted, those of one seed first."""
         for seed in range(self.seeds):
             for speedup in self.speedups if seed == 0 else self.repeated or self.speedups:
@@ -101,155 +100,106 @@ class Frontier:
                     yield {"method": method, "speedup": speedup, "seed": seed}
 
 
-def record_frontier(
-    frontier: Frontier | None = None,
-    hours: float | None = None,
-    out: Path | None = None,
-    echo: Callable[[str], object] = print,
-) -> Record:
-    """Train what each method makes of a network within each budget; accuracy on the validation split.
+def answer(config: Frontier, context: Context[Frontier]) -> Steps:
+    """The original; each method's trials of learning rates; then a row for each method, budget and seed."""
+    makers = _Makers(context)
+    told = partial(_told, retry=partial(_retry, config, context))
+    whole = Row({"way": "original", **_size(makers.networks[0], context.data)}, makers.original, short=makers.trained)
+    if makers.trained:
+        yield whole
+    several = len(config.trials) > 1
+    keys = [
+        {"method": method, "tried_at": config.tuned_at, **tuning}
+        for method in config.methods
+        for tuning in config.trials
+        if several
+    ]
+    tried = yield [Row(key, partial(makers.trial, **key), keep_errors=True, told=told) for key in keys]
+    best: dict[str, Values] = {}
+    for method in config.methods:
+        found = [row for row in tried if row["method"] == method and "accuracy" in row]
+        chosen = max(found, key=lambda row: row["accuracy"], default=config.trials[0])
+        best[method] = {"recipe": chosen["recipe"], "lr": chosen["lr"], "tuned": bool(found)}
+    points = [
+        Row(key, partial(makers.point, **key, **best[key["method"]]), keep_errors=True, told=told)
+        for key in config.points()
+    ]
+    yield points if makers.trained else [whole._replace(keep_errors=True, told=told), *points]
 
-    The same command may run several times at once, with the same `out`: each takes points that no other is at. A
-    training beside it disturbs a measurement: when all is made, `retime` measures all latencies once more.
 
-    Args:
-        frontier: what is compared.
-        hours: no point is begun after so many; those that are missing are told.
-        out: the record's file; points that stand there are not made again, those that failed are tried again.
-        echo: is told each point.
-    """
-    config = frontier or Frontier()
-    data = load_data(config.data, config.image_size)
-    where = pick_device(config.device)
-    load = partial(load_model, config.model, data.classes, config.weights, config.options)
-    loaded = [load(seed=seed) for seed in range(config.seeds)]
-    trained = loaded[0].trained
-    if not trained and config.weights != "none":
-        raise BadModel(
-            f"{config.model} with weights {config.weights!r} is not trained for "
-            f"the classes of {config.data}: give others, or --weights none"
+class _Makers:
+    """Makes the rows."""
+
+    def __init__(self, context: Context[Frontier]) -> None:
+        config = context.config
+        self.config, self.data = config, context.data
+        load = partial(load_model, config.model, context.data.classes, config.weights, config.options)
+        loaded = [load(seed=seed) for seed in range(config.seeds)]
+        self.trained = loaded[0].trained
+        if not self.trained and config.weights != "none":
+            raise BadModel(
+                f"{config.model} with weights {config.weights!r} is not trained for "
+                f"the classes of {config.data}: give others, or --weights none"
+            )
+        self.networks = [one.model.to(context.device).eval() for one in loaded]
+        self.budget = Budget(
+            config.tuned_at, context.data.image_size, config.latency_batch, config.runtime, config.precision
         )
-    networks = [one.model.to(where).eval() for one in loaded]
-    told = partial(_told, retry=partial(_retry, config, out), echo=echo)
-    settings = {
-        **asdict(config),
-        "image_size": data.image_size,
-        "device": str(where),
-        "options": as_options(config.options),
-    }
-    blank = Record("frontier", _command(settings), settings, {}, this_machine(where), commit())
-    choosing = ("methods", "speedups", "repeated", "seeds")
-    rows = Rows(blank, out, selecting=choosing, hours=hours, shared=True)
-    rest, val = hold_back(data, config.held)
-    parts = replace(rest, val=val)
-    budget = Budget(config.tuned_at, data.image_size, config.latency_batch, config.runtime, config.precision)
 
-    def effort(seed: int, tuning: dict[str, Any]) -> Effort:
+    @cached_property
+    def parts(self) -> Data:
+        """The training images without some, which judge the trials."""
+        rest, val = hold_back(self.data, self.config.held)
+        return replace(rest, val=val)
+
+    def original(self) -> Values:
+        """As it comes; or trained from nothing, by the first recipe, for all the time that every point has."""
+        if self.trained:
+            return {"accuracy": evaluate(self.networks[0], self.data.val)}
+        network, tuning = self.networks[0], self.config.trials[0]
+        done = Trial(network, self.data, self.budget, self._effort(0, **tuning)).finish(network)
+        return {"accuracy": evaluate(done.model, self.data.val), **tuning, "seconds": _seconds(done)}
+
+    def trial(self, method: str, tried_at: float, recipe: str, lr: float) -> Values:
+        """A whole run on part of the images."""
+        return self._made(method, tried_at, self.parts, self._effort(0, recipe, lr))
+
+    def point(self, method: str, speedup: float, seed: int, recipe: str, lr: float, tuned: bool) -> Values:
+        """What is compared; it also says how its learning rate came about."""
+        made = self._made(method, speedup, self.data, self._effort(seed, recipe, lr))
+        return {**made, "recipe": recipe, "lr": lr, "tuned": tuned}
+
+    def _effort(self, seed: int, recipe: str, lr: float) -> Effort:
+        config = self.config
         return Effort(
             config.seconds,
             search_lr=config.search_lr,
             batch_size=config.batch_size,
             seed=seed,
-            distil=trained,
-            pretrained=trained,
-            lr=tuning["lr"],
-            recipe=tuning["recipe"],
+            distil=self.trained,
+            pretrained=self.trained,
+            lr=lr,
+            recipe=recipe,
         )
 
-    def made(method: str, speedup: float, seed: int, tuning: dict[str, Any], on: Data) -> dict[str, Any]:
-        return point(method, networks[seed], on, replace(budget, speedup=speedup), effort(seed, tuning))
-
-    def original() -> dict[str, Any]:
-        """Trained from nothing, by the first recipe, for all the time that every point has."""
-        done = Trial(networks[0], data, budget, effort(0, config.trials[0])).finish(networks[0])
-        seconds = sum(done.record["seconds"].values())
-        return {"accuracy": evaluate(done.model, data.val), **config.trials[0], "seconds": seconds}
-
-    def tried(method: str, tuning: dict[str, Any]) -> Task:
-        key = {"method": method, "tried_at": config.tuned_at, **tuning}
-        return key, partial(made, method, config.tuned_at, 0, tuning, parts)
-
-    def wanted(key: dict[str, Any]) -> Task:
-        """A point, with the recipe and learning rate of its method's best trial; the first where all of them failed."""
-        trials = [(one, rows.find(tried(key["method"], one)[0])) for one in config.trials]
-        known = [(one, row["accuracy"]) for one, row in trials if row is not None]
-        best = max(known, key=lambda pair: pair[1])[0] if known else config.trials[0]
-        return key, partial(_made_with, partial(made, **key, tuning=best, on=data), {**best, "tuned": bool(known)})
-
-    whole = {"way": "original", **_size(networks[0], data)}
-    if trained:
-        rows.add(whole, lambda: {"accuracy": evaluate(networks[0], data.val)}, short=True)
-    several = len(config.trials) > 1
-    trials = [tried(method, one) for method in config.methods for one in config.trials if several]
-    points = (wanted(key) for key in config.points())  # looked up when the trials are made
-    _work(rows, trials, told)
-    _work(rows, points if trained else chain([(whole, original)], points), told)
-    for missing in rows.missing:
-        echo(f"missing: {missing} (the same command with the same --out makes it)")
-    return rows.record
+    def _made(self, method: str, speedup: float, data: Data, effort: Effort) -> Values:
+        """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
+        if method not in METHODS:
+            raise BadConfig(nearest("method", method, METHODS))
+        model, budget = self.networks[effort.seed], replace(self.budget, speedup=speedup)
+        done = METHODS[method](Trial(model, data, budget, effort))
+        timing = replace(budget, rounds=2 * budget.rounds).steady(model, done.model)
+        return {
+            "accuracy": evaluate(done.model, data.val),
+            **_size(done.model, data),
+            **latency(timing, speedup),
+            "seconds": _seconds(done),
+            "found": done.record,
+        }
 
 
-def point(method: str, model: nn.Module, data: Data, budget: Budget, effort: Effort) -> dict[str, Any]:
-    """What a method makes of a network: accuracy, size, and latency in turns with the original's."""
-    if method not in METHODS:
-        raise BadConfig(nearest("method", method, METHODS))
-    done = METHODS[method](Trial(model, data, budget, effort))
-    timing = replace(budget, rounds=2 * budget.rounds).steady(model, done.model)
-    return {
-        "accuracy": evaluate(done.model, data.val),
-        **_size(done.model, data),
-        **latency(timing, budget.speedup),
-        "seconds": sum(done.record["seconds"].values()),
-        "found": done.record,
-    }
-
-
-def _made_with(make: Make, tuning: dict[str, Any]) -> dict[str, Any]:
-    """A row that also says how its learning rate came about."""
-    return {**make(), **tuning}
-
-
-def _work(rows: Rows, tasks: Iterable[Task], told: Callable[[dict[str, Any]], object]) -> None:
-    """Make all rows that no other process makes, and wait for those that others make; each is told."""
-    waiting = list(tasks)
-    while waiting:
-        left = []
-        for key, make in waiting:
-            with rows.claimed(key) as mine:
-                if not mine:
-                    left.append((key, make))
-                elif rows.find(key) is None and not rows.failed(key):
-                    told(rows.add(key, make, keep_errors=True))
-        if len(left) == len(waiting):
-            time.sleep(PAUSE)
-        waiting = left
-
-
-def _told(row: Mapping[str, Any], retry: Callable[[Mapping[str, Any]], str], echo: Callable[[str], object]) -> None:
-    names = ("way", "method", "speedup", "seed", "tried_at", "recipe", "lr")
-    what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
-    if "error" in row:
-        again = f"; to try it again: {retry(row)}" if row.get("method") in METHODS else ""
-        echo(f"{what}: failed: {row['error']}{again}")
-    elif "accuracy" not in row:
-        echo(f"{what}: not begun")
-    elif "measured_speedup" not in row:
-        echo(f"{what}: {row['accuracy']:.2%}")
-    else:
-        speed, seconds = f"{row['measured_speedup']:.2f} times the speed", f"{row['seconds']:.0f} s"
-        echo(f"{what}: {row['accuracy']:.2%} at {speed}, {seconds}")
-
-
-def _retry(config: Frontier, out: Path | None, row: Mapping[str, Any]) -> str:
-    """The command that makes a row of a method again: a point, with those of other seeds; a trial, with all points."""
-    only: dict[str, Any] = {
-        "methods": (row["method"],),
-        "speedups": (row["speedup"],) if "speedup" in row else config.speedups,
-    }
-    only["repeated"] = tuple(s for s in config.repeated if s in only["speedups"])
-    if config.repeated and not only["repeated"]:
-        only["seeds"] = 1
-    return _command(asdict(replace(config, **only)) | {"options": as_options(config.options)}, out)
+def _seconds(done: Pruned) -> float:
+    return float(sum(done.record["seconds"].values()))
 
 
 def _size(model: nn.Module, data: Data) -> dict[str, int]:
@@ -257,13 +207,89 @@ def _size(model: nn.Module, data: Data) -> dict[str, int]:
     return {"macs": count_macs(model, shape), "parameters": count_parameters(model)}
 
 
-def _command(config: Mapping[str, Any], out: Path | None = None) -> str:
-    names = {
-        "methods": "method",
-        "speedups": "speedup",
-        "lrs": "lr",
-        "gentle_lrs": "gentle_lr",
-        "options": "model_option",
-    }
-    given = {names.get(key, key): value for key, value in config.items() if value is not None}
-    return f"dslib bench frontier {as_words({**given, **({} if out is None else {'out': out})})}"
+def _told(row: Values, retry: Callable[[Values], str]) -> str:
+    names = ("way", "method", "speedup", "seed", "tried_at", "recipe", "lr")
+    what = ", ".join(f"{name} {row[name]}" for name in names if name in row)
+    if "error" in row:
+        again = f"; to try it again: {retry(row)}" if row.get("method") in METHODS else ""
+        return f"{what}: failed: {row['error']}{again}"
+    if "accuracy" not in row:
+        return f"{what}: not begun"
+    if "measured_speedup" not in row:
+        return f"{what}: {row['accuracy']:.2%}"
+    return f"{what}: {row['accuracy']:.2%} at {row['measured_speedup']:.2f} times the speed, {row['seconds']:.0f} s"
+
+
+def _retry(config: Frontier, context: Context[Frontier], row: Mapping[str, Any]) -> str:
+    """The command that makes a row of a method again: a point, with those of other seeds; a trial, with all points."""
+    speedups = (row["speedup"],) if "speedup" in row else config.speedups
+    repeated = tuple(speedup for speedup in config.repeated if speedup in speedups)
+    seeds = 1 if config.repeated and not repeated else config.seeds
+    only = replace(config, methods=(row["method"],), speedups=speedups, repeated=repeated, seeds=seeds)
+    return BENCHMARK.command(only, context.out)
+
+
+def table(record: Record) -> pd.DataFrame:
+    """The rows of points, those that failed too, with their `error`; of what each found, the seconds of its `training`.
+
+    `images_per_s` is the original's, of its median latency over all rows, times the speed-up that was measured in
+    turns: so rows that were made while the machine did more can be compared with the others.
+    """
+    rows = [row for row in record.values["rows"] if "seed" in row]
+    frame = pd.DataFrame([{name: value for name, value in row.items() if name != "found"} for row in rows])
+    frame["training"] = [row.get("found", {}).get("seconds", {}).get("training") for row in rows]
+    for name in ("accuracy", "original_ms", "measured_speedup"):
+        frame[name] = frame.get(name, float("nan"))  # where all have failed
+    original = 1000 * record.config["latency_batch"] / frame["original_ms"].median()
+    frame["images_per_s"] = original * frame["measured_speedup"]
+    return frame
+
+
+def fastest(found: pd.DataFrame, floor: float) -> pd.Series | None:
+    """The row of `baselines.seed_means` with the highest throughput of those that reach `floor`, or None."""
+    good = found[found["accuracy"] >= floor]
+    return None if good.empty else good.loc[good["images_per_s"].idxmax()]
+
+
+def lead(found: pd.DataFrame, ours: Collection[str], original: tuple[float, float]) -> pd.DataFrame:
+    """How much faster our networks are at equal accuracy, over the upper half of the accuracies on the frontier.
+
+    At each accuracy that a network there has, the original's own excepted: the fastest of ours with at least that, and
+    the fastest of the others; the original is anybody's.
+
+    Args:
+        found: as from `baselines.seed_means`.
+        ours: names of our methods.
+        original: its throughput and accuracy.
+    Returns:
+        One row an accuracy, the highest first: `accuracy`, `ours` and `others` in images per second, `factor`, and its
+        `spread`, the standard deviation that those of both over seeds amount to.
+    """
+    speeds, accuracies = np.vstack([original, found[["images_per_s", "accuracy"]]]).T
+    levels = sorted(accuracies[unbeaten(speeds, -accuracies)].tolist(), reverse=True)
+    middle = (levels[0] + levels[-1]) / 2
+    mine = found["method"].isin(list(ours))
+
+    def speed(part: pd.DataFrame, floor: float) -> tuple[float, float]:
+        row = fastest(part, floor)
+        anybodys = (original[0] if original[1] >= floor else 0.0, 0.0)
+        own = (0.0, 0.0) if row is None else (float(row["images_per_s"]), float(row["images_per_s_std"]))
+        return max(anybodys, own)
+
+    rows = []
+    for level in (level for level in levels if level >= middle and level != original[1]):
+        (our, std), (other, others_std) = speed(found[mine], level), speed(found[~mine], level)
+        factor = our / other if other else float("nan")
+        shares = np.nan_to_num([std / our if our else 0.0, others_std / other if other else 0.0])
+        rows.append([level, our, other, factor, factor * float(np.hypot(*shares))])
+    return pd.DataFrame(rows, columns=["accuracy", "ours", "others", "factor", "spread"])
+
+
+BENCHMARK = Benchmark(
+    "Against rivals",
+    Frontier,
+    answer,
+    lambda record: [table(record).round(3).to_string()],
+    selecting=("methods", "speedups", "repeated", "seeds"),
+    shared=True,
+)

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments and goes on: `dslib bench kills`."""
+"""Does a run that is killed at random moments and goes on end as one that was not?"""
 
 from __future__ import annotations
 
@@ -7,87 +7,64 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BadConfig, DslibError
-from ..measuring import this_machine
+from ..errors import DslibError
 from ..models import load_tensors
-from ..records import Record, as_words, commit, read_json
+from ..records import Record, read_json
+from .benchmark import Benchmark, Context, Values
+from .settings import BenchSettings, setting
 
-NETWORK = (
-    "--data",
-    "digits",
-    "--model",
-    "mobilenet_v2",
-    "--model-option",
-    "width_mult=0.1",
-    "--weights",
-    "none",
-    "--k",
-    "8",
-    "--pretrain-epochs",
-    "6",
-    "--pretrain-lr",
-    "0.4",
-    "--pretrain-batch-size",
-    "64",
-    "--search-save-minutes",
-    "0.005",
-    "--finetune-save-minutes",
-    "0.005",
-    "--pretrain-save-minutes",
-    "0.005",
-    "--rounds",
-    "1",
-    "--batch-size",
-    "2",
-    "--device",
-    "cpu",
-)
+NETWORK = """
+    --data digits --model mobilenet_v2 --model-option width_mult=0.1 --weights none --k 8
+    --pretrain-epochs 6 --pretrain-lr 0.4 --pretrain-batch-size 64 --rounds 1 --batch-size 2 --device cpu
+    --search-save-minutes 0.005 --finetune-save-minutes 0.005 --pretrain-save-minutes 0.005
+"""
 BEGINNING = 1.0  # seconds before a training makes its first step
-COMMAND = (sys.executable, "-c", "from dslib.cli.verbs import main; main()")
+COMMAND = (sys.executable, "-m", "dslib")
 
 
-def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callable[[str], object] = print) -> Record:
-    """Whether a run killed by SIGKILL at random moments of its search and finetuning ends as one that was not.
+@dataclass(frozen=True)
+class Kills(BenchSettings):
+    """Kill a run by SIGKILL at random moments of its search and finetuning, and take it up again each time.
 
-    The original and the costs are made once, before: what is killed is a short run on the embedded digits, on the
-    CPU, each time at a random moment after its search or its finetuning began, and it is taken up again each time.
-    Weights, importances and every row of both trainings must be equal.
+    The original and the costs are made once, before: what is killed is a short run on the embedded digits, on the CPU,
+    each time at a random moment after its search or its finetuning began. Weights, importances and every row of both
+    trainings must be equal, bit for bit.
 
     Args:
         kills: half of them in the search, unless that ends before; the others in the finetuning.
         seed: of the moments.
         epochs: of the search, and of the finetuning.
-        echo: is told of each kill.
+    """
+
+    kills: int = setting(20, "1 or more")
+    seed: int = 0
+    epochs: int = 12
+
+
+def answer(config: Kills, context: Context[Kills]) -> Values:
+    """What was killed when.
+
     Raises:
         DslibError: if anything differs; the record is not made.
     """
-    if not kills > 0:
-        raise BadConfig(f"kills: expected 1 or more, found {kills}")
-    rng = random.Random(seed)
+    epochs = ("--search-epochs", str(config.epochs), "--finetune-epochs", str(config.epochs))
+    words = (*COMMAND, "run", *NETWORK.split(), *epochs)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        words = [*COMMAND, "run", *NETWORK, "--search-epochs", str(epochs), "--finetune-epochs", str(epochs)]
-        whole, killed = folder / "whole", folder / "killed"
+        whole, killed = Path(name) / "whole", Path(name) / "killed"
         began = time.monotonic()
         _to_the_end([*words, "--out", str(whole)])
         seconds = time.monotonic() - began
         killed.mkdir()
         for made in ("config.json", "original.json", "original.safetensors", "cost.json"):
             (killed / made).write_bytes((whole / made).read_bytes())  # timings differ from run to run
-        lasted = read_json(whole / "seconds.json")
-        hits: list[dict[str, Any]] = []
-        while len(hits) < kills:
-            early = len(hits) < kills - kills // 2 and not (killed / "search.json").exists()
-            stage, seconds_ = ("search", lasted["search"]) if early else ("finetune", lasted["shrunk"])
-            longest = min(0.8 * seconds_, BEGINNING + 2 * seconds_ / kills)
-            hits.append(_kill_once([*words, "--out", str(killed)], killed, stage, rng.uniform(0, longest)))
-            echo(f"kill {len(hits)}: {hits[-1]}")
+        hits = _kill([*words, "--out", str(killed)], killed, config, read_json(whole / "seconds.json"), context.echo)
         _to_the_end([*words, "--out", str(killed)])
         differ = [
             f"the weights in {part}"
@@ -96,15 +73,26 @@ def record_kills(kills: int = 20, seed: int = 0, epochs: int = 12, echo: Callabl
         ]
         differ += ["what was learnt"] if _learnt(whole) != _learnt(killed) else []
     if differ:
-        raise DslibError(f"after {kills} kills a run differs from one that was not killed: {', '.join(differ)}")
-    settings = {"kills": kills, "seed": seed, "epochs": epochs}
+        raise DslibError(f"after {config.kills} kills a run differs from one that was not killed: {', '.join(differ)}")
     found = {f"in_{at}": sum(hit["training"] == at for hit in hits) for at in ("search", "finetune")}
-    values = {"kills": kills, **found, "hits": hits, "bit_for_bit": not differ, "uninterrupted_s": seconds}
-    command = f"dslib bench kills {as_words(settings)}"
-    return Record("kills", command, settings, values, this_machine(torch.device("cpu")), commit())
+    return {"kills": config.kills, **found, "hits": hits, "bit_for_bit": True, "uninterrupted_s": seconds}
 
 
-def _kill_once(words: Sequence[str], out: Path, stage: str, after: float) -> dict[str, Any]:
+def _kill(
+    words: Sequence[str], out: Path, config: Kills, lasted: Values, echo: Callable[[str], object]
+) -> list[Values]:
+    """Kill the run as often as asked for; what it was at each time."""
+    rng, hits, wanted = random.Random(config.seed), list[Values](), config.kills
+    while len(hits) < wanted:
+        early = len(hits) < wanted - wanted // 2 and not (out / "search.json").exists()
+        stage, seconds = ("search", lasted["search"]) if early else ("finetune", lasted["shrunk"])
+        longest = min(0.8 * seconds, BEGINNING + 2 * seconds / wanted)
+        hits.append(_kill_once(words, out, stage, rng.uniform(0, longest)))
+        echo(f"kill {len(hits)}: {hits[-1]}")
+    return hits
+
+
+def _kill_once(words: Sequence[str], out: Path, stage: str, after: float) -> Values:
     """Start the run, kill it `after` seconds into a stage; what it was at then.
 
     Raises:
@@ -145,3 +133,14 @@ def _learnt(out: Path) -> list[Any]:
 def _equal(one: Path, other: Path) -> bool:
     first, second = load_tensors(one)[0], load_tensors(other)[0]
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _told(record: Record) -> Iterator[str]:
+    values = record.values
+    yield (
+        f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetune']} in the "
+        "finetuning: the weights are those of a run that was not killed, bit for bit"
+    )
+
+
+BENCHMARK = Benchmark("Training", Kills, answer, _told)

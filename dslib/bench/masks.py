@@ -1,9 +1,6 @@
-"""The paper's masks A to F of MobileNetV2-1.4, beside narrower networks and the dense one; `dslib bench masks`."""
+"""How fast is MobileNetV2-1.4 with the paper's masks A to F, beside narrower networks and the dense one?"""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,9 +10,9 @@ from ..baselines import PAPER_KEPT
 from ..measuring import count_macs, dense
 from ..merging import merge
 from ..models import load_model
-from ..records import Record
 from ..shrinking import shrink
 from ..sites import Sites, find_sites
+from .benchmark import Benchmark, Context, Steps
 from .tables import Measured, Table
 
 STEM_ACTIVE = "BCF"  # the masks that leave the stem its activation (Fu et al. 2022)
@@ -63,12 +60,11 @@ def paper_mflops(model: nn.Module, image_size: int = 224) -> float:
     return (count_macs(model, shape) + 5 * elements) / 1e6
 
 
-def record_masks(
-    measured: Measured | None = None, out: Path | None = None, echo: Callable[[str], object] = print
-) -> Record:
-    """All networks of `paper_networks` in turns; arguments as for `Table`."""
-    table = Table("masks", measured or Measured(), out, echo)
-    networks = paper_networks(table.image_size)
-    table.add_sizes("MobileNetV2-1.4", networks)
-    table.add_cases("MobileNetV2-1.4", networks, table.cases)
-    return table.rows.record
+def answer(config: Measured, context: Context[Measured]) -> Steps:
+    """All networks of `paper_networks` in turns."""
+    table = Table(config, context.device)
+    yield from table.peaks()
+    yield from table.rows("MobileNetV2-1.4", paper_networks(config.image_size))
+
+
+BENCHMARK = Benchmark("What does it cost and save here?", Measured, answer, idle=True)

@@ -1,48 +1,56 @@
-"""How much memory a calibration takes, in a process of its own: `dslib bench memory`."""
+"""How much memory does a calibration take?"""
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from ..algebra import in_channels
 from ..calibrating import calibrate
 from ..errors import BadConfig
-from ..measuring import peak_memory_gib, this_machine
+from ..measuring import peak_memory_gib
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record
 from ..sites import find_sites
+from .benchmark import Benchmark, Context, Values
+from .settings import BenchSettings, setting
 
 
-def record_memory(model: str = "mobilenet_v2", image_size: int = 128, count: int = 2048, last: int = 16) -> Record:
-    """The largest resident memory before and after calibrating a network of random weights on random images.
+@dataclass(frozen=True)
+class Memory(BenchSettings):
+    """Calibrate a network of random weights on random images, in a process of its own.
 
     Args:
-        model: name, as for `load_model`.
+        model: its name.
         image_size: side in pixels.
-        count: images.
+        count: random images.
         last: how many of the network's last mergeable sites are removed; the last ones are its widest.
     """
-    if not min(count, last) > 0:
-        raise BadConfig(f"expected one or more images and sites, found {count} and {last}")
+
+    model: str = "mobilenet_v2"
+    image_size: int = 128
+    count: int = setting(2048, "1 or more")
+    last: int = setting(16, "1 or more")
+
+
+def answer(config: Memory, _: Context[Memory]) -> Values:
+    """The largest resident memory before and after."""
     if peak_memory_gib() is None:
         raise BadConfig("this system does not say how much memory a process takes: use Linux or macOS")
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process begins with no memory but its own
-        values = pool.apply(_calibrate, (model, image_size, count, last))
-    settings = {"model": model, "image_size": image_size, "count": count, "last": last}
-    return Record("memory", f"dslib bench memory {as_words(settings)}", settings, values, this_machine(), commit())
+        return pool.apply(_calibrate, (config,))
 
 
-def _calibrate(model: str, image_size: int, count: int, last: int) -> dict[str, Any]:
+def _calibrate(config: Memory) -> Values:
     torch.manual_seed(0)
-    network = load_model(model).model
-    network.eval()
-    sites = find_sites(network, image_size)
-    mask = sites.mask([name for name in sites.names if name not in sites.mergeable[-last:]])
-    images = torch.randn(count, in_channels(network), image_size, image_size)
+    network = load_model(config.model).model.eval()
+    sites = find_sites(network, config.image_size)
+    mask = sites.mask([name for name in sites.names if name not in sites.mergeable[-config.last :]])
+    images = torch.randn(config.count, in_channels(network), config.image_size, config.image_size)
     before, started = peak_memory_gib(), time.perf_counter()
     calibrate(network, mask, images, progress=False)
     return {
@@ -52,3 +60,11 @@ def _calibrate(model: str, image_size: int, count: int, last: int) -> dict[str, 
         "peak_memory_before_gib": before,
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def _told(record: Record) -> Iterator[str]:
+    values = record.values
+    yield f"{values['peak_memory_gib']:.1f} GiB ({values['images_gib']:.1f} of them images), {values['seconds']:.0f} s"
+
+
+BENCHMARK = Benchmark("Calibration", Memory, answer, _told)

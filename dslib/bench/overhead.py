@@ -1,4 +1,4 @@
-"""What a step of the training loop costs over a bare loop written by hand: `dslib bench overhead`."""
+"""What does a step of the training loop cost over a bare loop written by hand?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,45 +14,54 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import Split, load_data, normalise
+from ..data import Split, normalise
 from ..errors import BadConfig
-from ..measuring import Others, Timing, pick_device, this_machine, tune_allocator, use_precision, wait_for
+from ..measuring import Others, Timing, tune_allocator, use_precision, wait_for
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record
 from ..training import Enough, Log, Train, cross_entropy, resident, train
+from .benchmark import Benchmark, Context, Values, in_turns_values
+from .settings import BenchSettings, setting
 
 WARMUP = 5  # steps of each that are not counted
 
 
-def record_overhead(
-    model: str = "mobilenet_v2", data: str = "imagenette", batch_size: int = 32, rounds: int = 40, device: str = "auto"
-) -> Record:
+@dataclass(frozen=True)
+class Overhead(BenchSettings):
     """A step of `train` and one of a bare loop, on networks and batches that are alike, in turns.
 
     Both take images from memory, not augmented, normalise them on the device, clip the gradient and step by SGD; the
     bare loop reads its loss after every step, as any does that adds it up.
 
     Args:
-        model: name, as for `load_model`; random weights.
-        data: as for `load_data`; must fit into memory.
+        model: its name; weights are random.
+        data: must fit into memory.
         batch_size: images a step.
         rounds: steps of each that are measured.
-        device: to measure.
+        device: auto, cpu, cuda, mps.
     """
-    if not (rounds > 0 and batch_size > 1):
-        raise BadConfig(f"expected rounds, and two images or more, found {rounds} and {batch_size}")
-    where = pick_device(device)
+
+    model: str = "mobilenet_v2"
+    data: str = "imagenette"
+    batch_size: int = setting(32, "2 or more")
+    rounds: int = setting(40, "1 or more")
+    device: str = "auto"
+
+
+def answer(config: Overhead, context: Context[Overhead]) -> Values:
+    """How many times as long a step of `train` takes."""
+    where, loaded, split = context.device, context.data, context.data.train
     tune_allocator()
-    loaded = load_data(data)
-    split, steps = loaded.train, rounds + WARMUP + 1
+    steps = config.rounds + WARMUP + 1
     if not isinstance(split, Split):
-        raise BadConfig(f"data: expected images that fit into memory, {data} is read from disk")
-    assert isinstance(split, Split)
-    if not len(split) >= steps * batch_size:
-        raise BadConfig(f"expected {steps} batches, found {len(split)} images in {data}")
-    config = Train(epochs=1, lr=0.01, batch_size=batch_size, augment=False)
-    own, bare = (load_model(model, loaded.classes).model.to(where, memory_format=torch.channels_last) for _ in range(2))  # type: ignore[call-overload]
-    hand = _bare_steps(bare.train(), split, config, where)
+        raise BadConfig(f"data: expected images that fit into memory, {config.data} is read from disk")
+    if len(split) < steps * config.batch_size:
+        raise BadConfig(f"expected {steps} batches, found {len(split)} images in {config.data}")
+    train_config = Train(epochs=1, lr=0.01, batch_size=config.batch_size, augment=False)
+    own, bare = (load_model(config.model, loaded.classes).model for _ in range(2))
+    for network in (own, bare):
+        network.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    hand = _bare_steps(bare.train(), split, train_config, where)
     ms: dict[str, list[float]] = {"dslib": [], "bare": []}
     returned = 0.0
 
@@ -68,29 +78,12 @@ def record_overhead(
             ms["bare"].append(1000 * (ended - began))
         returned = time.perf_counter()
 
-    others = Others()
+    others, loss = Others(), cross_entropy(train_config.label_smoothing)
     with use_precision(None), contextlib.suppress(Enough):
-        train(own, loaded, cross_entropy(config.label_smoothing), config, before_step=between, log=Log(steps=steps))
-    timing = Timing(
-        {name: np.array(values[WARMUP:]) for name, values in ms.items()},
-        batch_size,
-        str(where),
-        "eager, channels_last, float32",
-        others.cores(),
-    )
-    ratio, low, high = timing.speedup("bare", over="dslib")
-    values = {
-        "networks": timing.frame.T.to_dict(),
-        "dslib_over_bare": ratio,
-        "q25": low,
-        "q75": high,
-        "busy": timing.busy,
-        "others": timing.others,
-        "runtime": timing.runtime,
-    }
-    settings = {"model": model, "data": data, "batch_size": batch_size, "rounds": rounds, "device": str(where)}
-    command = f"dslib bench overhead {as_words(settings)}"
-    return Record("overhead", command, settings, values, this_machine(where), commit())
+        train(own, loaded, loss, train_config, before_step=between, log=Log(steps=steps))
+    counted = {name: np.array(values[WARMUP:]) for name, values in ms.items()}
+    timing = Timing(counted, config.batch_size, str(where), "eager, channels_last, float32", others.cores())
+    return in_turns_values(timing, "bare", "dslib", "dslib_over_bare")
 
 
 def _bare_steps(model: nn.Module, split: Split, config: Train, device: torch.device) -> Iterator[float]:
@@ -110,3 +103,14 @@ def _bare_steps(model: nn.Module, split: Split, config: Train, device: torch.dev
             nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             optimizer.step()
             yield loss.item()
+
+
+def _told(record: Record) -> Iterator[str]:
+    values = record.values
+    yield (
+        f"a step takes {values['dslib_over_bare']:.3f} times as long as the bare loop's (quartiles "
+        f"{values['q25']:.3f} to {values['q75']:.3f}; {values['runtime']})"
+    )
+
+
+BENCHMARK = Benchmark("Training", Overhead, answer, _told)

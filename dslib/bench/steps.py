@@ -1,89 +1,70 @@
-"""What a step of the search costs over a plain training step: `dslib bench steps`."""
+"""What does a step of the search cost over a plain training step?"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algebra import in_channels
-from ..errors import BadConfig
-from ..measuring import Timing, interleaved, pick_device, this_machine, tune_allocator, use_precision
+from ..measuring import Timing, interleaved, tune_allocator, use_precision
 from ..models import load_model
-from ..records import Record, as_words, commit
+from ..records import Record
 from ..searching import add_gates, latency_decay
 from ..sites import find_sites
+from .benchmark import Benchmark, Context, Values, in_turns_values
+from .settings import OneTiming, setting
 
 
-def record_steps(
-    model: str = "mobilenet_v2",
-    image_size: int = 128,
-    batch_size: int = 32,
-    rounds: int = 20,
-    device: str = "auto",
-    compiled: bool = False,
-) -> Record:
+@dataclass(frozen=True)
+class Steps(OneTiming):
     """Forward, backward and SGD step of a network as it is and in a search, half or more of its gates open, in turns.
 
     Args:
-        model: name, as for `load_model`; random weights.
-        image_size: side in pixels.
         batch_size: images a step.
-        rounds: measurements of each.
-        device: to measure.
-        compiled: whether both are compiled by `torch.compile`.
+        device: auto, cpu, cuda, mps.
+        compiled: both by torch.compile.
     """
-    if not (rounds > 0 and batch_size > 1):
-        raise BadConfig(f"expected rounds, and two images or more, found {rounds} and {batch_size}")
-    where = pick_device(device)
+
+    image_size: int = 128
+    batch_size: int = setting(32, "2 or more")
+    rounds: int = setting(20, "1 or more")
+    device: str = "auto"
+    compiled: bool = False
+
+
+def answer(config: Steps, context: Context[Steps]) -> Values:
+    """How many times as long a search's step takes."""
+    where = context.device
     tune_allocator()
-    network = load_model(model).model.to(where)
-    gated, gates = add_gates(network, find_sites(network, image_size))
+    network = load_model(config.model).model.to(where)
+    gated, gates = add_gates(network, find_sites(network, config.image_size))
     gates.to(where)
     ks = itertools.cycle(range(len(gates.names) // 2, len(gates.names)))
     savings = torch.ones(len(gates.names), device=where)
-    images = torch.randn(batch_size, in_channels(network), image_size, image_size, device=where)
+    images = torch.randn(config.batch_size, in_channels(network), *2 * [config.image_size], device=where)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch_size,), device=where)
+    labels = torch.randint(0, 10, (config.batch_size,), device=where)
+
+    def nothing() -> Tensor:
+        return torch.zeros((), device=where)
+
+    def decay() -> Tensor:
+        return 0.03 * latency_decay(gates.m, savings)
+
     runs = {
-        "plain": _step(network, images, labels, compiled, lambda: None, lambda: torch.zeros((), device=where)),
-        "search": _step(
-            gated,
-            images,
-            labels,
-            compiled,
-            lambda: gates.keep(next(ks)),
-            lambda: 0.03 * latency_decay(gates.m, savings),
-        ),
+        "plain": _step(network, images, labels, config.compiled, lambda: None, nothing),
+        "search": _step(gated, images, labels, config.compiled, lambda: gates.keep(next(ks)), decay),
     }
     with use_precision(None):
-        ms, others = interleaved(runs, where, rounds)
-    runtime = "compile, float32" if compiled else "eager, channels_last, float32"
-    timing = Timing(ms, batch_size, str(where), runtime, others)
-    ratio, low, high = timing.speedup("plain", over="search")
-    values = {
-        "networks": timing.frame.T.to_dict(),
-        "search_over_plain": ratio,
-        "q25": low,
-        "q75": high,
-        "busy": timing.busy,
-        "others": others,
-        "runtime": runtime,
-    }
-    settings = {
-        "model": model,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "rounds": rounds,
-        "device": str(where),
-    }
-    words = as_words(settings) + (" --compiled" if compiled else "")
-    return Record(
-        "steps", f"dslib bench steps {words}", {**settings, "compiled": compiled}, values, this_machine(where), commit()
-    )
+        ms, others = interleaved(runs, where, config.rounds)
+    runtime = "compile, float32" if config.compiled else "eager, channels_last, float32"
+    timing = Timing(ms, config.batch_size, str(where), runtime, others)
+    return in_turns_values(timing, "plain", "search", "search_over_plain")
 
 
 def _step(
@@ -105,3 +86,14 @@ def _step(
         optimizer.step()
 
     return run
+
+
+def _told(record: Record) -> Iterator[str]:
+    values = record.values
+    yield (
+        f"a search step takes {values['search_over_plain']:.2f} times as long as a plain one (quartiles "
+        f"{values['q25']:.2f} to {values['q75']:.2f}; {values['runtime']})"
+    )
+
+
+BENCHMARK = Benchmark("Which activations?", Steps, answer, _told)

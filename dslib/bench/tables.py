@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..algebra import in_channels
-from ..errors import BadConfig, BadRecord, DslibError
+from ..errors import BadConfig, DslibError
 from ..measuring import (
     Peaks,
     Timing,
@@ -24,20 +23,15 @@ from ..measuring import (
     dtype_for,
     find_peaks,
     measure,
-    pick_device,
-    this_machine,
     utilisation,
     working_memory_mib,
 )
-from ..records import Record, as_words, commit
+from ..models import load_model
 from ..training import recalibrate_batchnorm
-from .rows import Rows
+from .benchmark import Row, Steps, Values
+from .settings import IN_PRECISIONS, ON_RUNTIMES, BenchSettings, setting
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-SHOWN = ("images_per_s", "speedup", "speedup_q25", "speedup_q75")
+Networks = Mapping[str, nn.Module]
 
 
 class Case(NamedTuple):
@@ -48,21 +42,18 @@ class Case(NamedTuple):
     batch_size: int
 
 
-_CPU = (
-    ("eager", "float32"),
-    ("eager", "bfloat16"),
-    ("onnxruntime", "float32"),
-    ("openvino", "float32"),
-    ("openvino", "bfloat16"),
-)
-_GPU = (
-    ("eager", "float32"),
-    ("eager", "tf32"),
-    ("eager", "float16"),
-    ("eager", "bfloat16"),
-    ("compile", "float16"),
-    ("cudagraph", "float16"),
-)
+_CPU = [("eager", "float32"), ("eager", "bfloat16"), ("onnxruntime", "float32")]
+_CPU += [("openvino", "float32"), ("openvino", "bfloat16")]
+_GPU = [("eager", precision) for precision in ("float32", "tf32", "float16", "bfloat16")]
+_GPU += [("compile", "float16"), ("cudagraph", "float16")]
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "MobileNetV2": ("mobilenet_v2", {}),
+    "MobileNetV2-1.4": ("mobilenet_v2", {"width_mult": 1.4}),
+    "EfficientNet-Lite0": ("timm/efficientnet_lite0", {}),
+    "ResNet-50": ("resnet50", {}),
+    "ResNet-101": ("resnet101", {}),
+    "ResNet-152": ("resnet152", {}),
+}
 
 
 def cases(
@@ -78,18 +69,19 @@ def cases(
     if device.type == "cpu":
         found = [Case(*way, size) for size in sizes for way in _CPU]
         return found + [Case("compile", "float32", size) for size in sizes if size == 8]
-    ways = _GPU if device.type == "cuda" else (("eager", "float32"), ("eager", "float16"))
+    ways = _GPU if device.type == "cuda" else [("eager", "float32"), ("eager", "float16")]
     return [Case(*way, size) for size in sizes for way in ways]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(BenchSettings):
     """What a table is measured on.
 
     Args:
-        device: as for `pick_device`.
+        device: auto, cpu, cuda, mps.
         image_size: side in pixels.
-        batch_size, runtime, precision: all combinations; default what `cases` says.
+        batch_size: default what is usual on the device.
+        runtime, precision: as batch_size; all combinations are measured.
         rounds: measurements of each, in all passes; what their number leaves over is not measured.
         passes: the rounds are spread over so many, each network made ready anew for each and all others measured
             meanwhile: within one the machine is alike for all, from one to the next it may not be.
@@ -98,84 +90,85 @@ class Measured:
     device: str = "auto"
     image_size: int = 224
     batch_size: tuple[int, ...] = ()
-    runtime: tuple[str, ...] = ()
-    precision: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = setting((), ON_RUNTIMES)
+    precision: tuple[str, ...] = setting((), IN_PRECISIONS)
     rounds: int = 30
     passes: int = 3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        super().__post_init__()
         good = 0 < self.passes <= self.rounds
         if not good:
             raise BadConfig(
                 f"expected one pass or more, of one round or more each, found {self.passes} and {self.rounds}"
             )
 
+    def cases(self, device: torch.device) -> list[Case]:
+        """What to measure on a device."""
+        return cases(device, self.batch_size, self.runtime, self.precision)
+
 
 class Table:
-    """A record of networks at several cases, each row kept as it comes; the device's peaks are its first rows.
+    """The rows of networks at several cases, and of the device's peaks.
 
     Args:
-        name: of the benchmark.
-        measured: what it is measured on.
-        out: the record's file; rows that stand there are not measured again, but for those of a busy machine.
-        echo: is told each row.
-        config: other settings of the benchmark.
+        config: what they are measured on.
+        device: the device.
     """
 
-    def __init__(
-        self, name: str, measured: Measured, out: Path | None, echo: Callable[[str], object], **config: Any
-    ) -> None:
-        self.device, self.image_size, self.echo = pick_device(measured.device), measured.image_size, echo
-        self._rounds, self._passes = measured.rounds // measured.passes, measured.passes
-        config = {**config, **asdict(measured), "device": str(self.device)}
-        command = f"dslib bench {name} {as_words(config)}"
-        self.rows = Rows(Record(name, command, config, {}, this_machine(self.device), commit()), out, idle=True)
-        self.cases = cases(self.device, measured.batch_size, measured.runtime, measured.precision)
+    def __init__(self, config: Measured, device: torch.device) -> None:
+        self.config, self.device, self.image_size = config, device, config.image_size
+        self.cases = config.cases(device)
         self._peaks: dict[str, Peaks] = {}
+
+    def peaks(self) -> Steps:
+        """The device's peaks in each precision."""
         for precision in dict.fromkeys(case.precision for case in self.cases):
-            row = self.rows.add({"peaks": precision}, partial(self._find_peaks, precision), keep_errors=True)
+            make = partial(self._find_peaks, precision)
+            row = yield Row({"peaks": precision}, make, keep_errors=True, short=True)
             if "error" not in row:
                 self._peaks[precision] = Peaks(**{field.name: row[field.name] for field in fields(Peaks)})
 
-    def _find_peaks(self, precision: str) -> dict[str, Any]:
-        return asdict(find_peaks(self.device, precision))
+    def rows(self, model: str, networks: Networks, cases: Sequence[Case] = (), **more: Any) -> Steps:
+        """What does not depend on the device; then a row for each case: all networks in turns, over the first.
 
-    def add_sizes(self, model: str, networks: Mapping[str, nn.Module], **more: Any) -> None:
-        """A row of what does not depend on the device: MACs, parameters (BatchNorm's counted), and what is given."""
-
-        def sizes() -> dict[str, Any]:
-            shape = self._shape(networks)
-            return {
-                "networks": {
-                    name: {"macs": count_macs(network, shape), "parameters": count_parameters(network)}
-                    for name, network in networks.items()
-                },
-                **more,
-            }
-
-        self.rows.add({"sizes": model}, sizes)
-
-    def add_cases(self, model: str, networks: Mapping[str, nn.Module], cases: Sequence[Case]) -> None:
-        """A row for each case: all networks in turns; speed-ups are over the first. One that fails says why."""
-        parts: dict[Case, list[dict[str, Any]]] = {case: [] for case in cases}
-        passes = list(product(range(self._passes), cases))
+        Args:
+            model: what the networks are called together.
+            networks: the networks.
+            cases: default the settings'.
+            more: stands in the first row, beside MACs and parameters (BatchNorm's counted).
+        """
+        yield Row({"sizes": model}, lambda: {"networks": self._sizes(networks), **more})
+        parts: dict[Case, list[Values]] = {case: [] for case in cases or self.cases}
+        passes = list(product(range(self.config.passes), parts))
         for number, case in tqdm(passes, model, leave=False, disable=None):
             key = {"pass": number, "of": model, **case._asdict()}
-            parts[case].append(self.rows.add(key, partial(self._measure, networks, case), keep_errors=True))
+            parts[case].append((yield Row(key, partial(self._measure, networks, case), keep_errors=True)))
         for case, found in parts.items():
-            key = {"model": model, **case._asdict()}
-            self.echo(say(self.rows.add(key, partial(self._together, networks, case, found), keep_errors=True)))
+            whole = all("ms" in part or "error" in part for part in found)
+            make = partial(self._together, networks, case, found) if whole else None
+            yield Row({"model": model, **case._asdict()}, make, keep_errors=True, told=say)
 
-    def _images(self, networks: Mapping[str, nn.Module], case: Case) -> Tensor:
+    def _find_peaks(self, precision: str) -> Values:
+        return asdict(find_peaks(self.device, precision))
+
+    def _sizes(self, networks: Networks) -> Values:
+        shape = self._shape(networks)
+        return {
+            name: {"macs": count_macs(network, shape), "parameters": count_parameters(network)}
+            for name, network in networks.items()
+        }
+
+    def _images(self, networks: Networks, case: Case) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(case.batch_size, *self._shape(networks), generator=generator).to(self.device)
 
-    def _measure(self, networks: Mapping[str, nn.Module], case: Case) -> dict[str, Any]:
+    def _measure(self, networks: Networks, case: Case) -> Values:
         """One pass: every round's latency of every network."""
         placed = {name: network.to(self.device) for name, network in networks.items()}
-        images = self._images(networks, case)
-        timing = measure(placed, images, self._rounds, runtime=case.runtime, precision=case.precision)
+        images, rounds = self._images(networks, case), self.config.rounds // self.config.passes
+        timing = measure(placed, images, rounds, runtime=case.runtime, precision=case.precision)
         return {
             "ms": {name: ms.round(4).tolist() for name, ms in timing.ms.items()},
             "others": timing.others,
@@ -184,9 +177,7 @@ class Table:
             "busy": timing.busy,
         }
 
-    def _together(
-        self, networks: Mapping[str, nn.Module], case: Case, parts: Sequence[Mapping[str, Any]]
-    ) -> dict[str, Any]:
+    def _together(self, networks: Networks, case: Case, parts: Sequence[Values]) -> Values:
         """What several passes say."""
         failed = next((part["error"] for part in parts if "error" in part), None)
         if failed is not None:
@@ -212,15 +203,17 @@ class Table:
             "others": timing.others,
         }
 
-    def _shape(self, networks: Mapping[str, nn.Module]) -> tuple[int, int, int]:
+    def _shape(self, networks: Networks) -> tuple[int, int, int]:
         return in_channels(next(iter(networks.values()))), self.image_size, self.image_size
 
 
 def say(row: Mapping[str, Any]) -> str:
-    """One line about a row of `Table.add_cases`."""
+    """One line about a row of a case."""
     case = f"{row['model']}, {row['runtime']} {row['precision']}, batch {row['batch_size']}"
     if "error" in row:
         return f"{case}: {row['error']}"
+    if "networks" not in row:
+        return f"{case}: not begun"
     found = ", ".join(
         f"{name} {values['images_per_s']:.0f}/s ({values['speedup']:.2f} x)" for name, values in row["networks"].items()
     )
@@ -229,40 +222,13 @@ def say(row: Mapping[str, Any]) -> str:
     return f"{case}{halved}: {found}{' (the machine was busy)' if row['busy'] else ''}"
 
 
-def settle_batchnorm(model: nn.Module, image_size: int) -> None:
-    """Give random weights statistics to go with them, in place: unnormalised maps of deep networks overflow float16."""
+def network_called(name: str, image_size: int) -> nn.Module:
+    """A network of random weights, in eval, by the paper's name for it or its own.
+
+    Its BatchNorms have statistics that go with the weights: unnormalised maps of deep networks overflow float16.
+    """
+    known, options = MODELS.get(name, (name, {}))
+    model = load_model(known, options=options).model.eval()
     shape = 8, in_channels(model), image_size, image_size
     recalibrate_batchnorm(model, [torch.randn(shape, generator=torch.Generator().manual_seed(0))])
-
-
-def machine_name(record: Record) -> str:
-    """What to call a record's machine in a table."""
-    machine = record.machine
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    return str(machine.get("gpu") or f"{machine['processor']}, {threads}")
-
-
-def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
-    """Images per second and speed-ups of several records, one column each a machine."""
-    import pandas as pd
-
-    parts = []
-    for record in records:
-        known = record.name in ("table1", "masks")
-        if not known:
-            raise BadRecord(f"expected records of table1 or masks, found one of {record.name}")
-        lines = [
-            {
-                **{key: row[key] for key in ("model", "runtime", "precision", "batch_size")},
-                "network": name,
-                **{key: values[key] for key in SHOWN},
-            }
-            for row in record.values["rows"]
-            if "networks" in row and "runtime" in row
-            for name, values in row["networks"].items()
-        ]
-        index = ["model", "network", "runtime", "precision", "batch_size"]
-        part = pd.DataFrame(lines, columns=[*index, *SHOWN]).set_index(index)
-        part.columns = pd.MultiIndex.from_product([[machine_name(record)], part.columns])
-        parts.append(part)
-    return pd.concat(parts, axis=1, sort=False)
+    return model

@@ -1,20 +1,19 @@
-"""Where a speed-up comes from: the same two networks, one ingredient of a fair comparison after another."""
+"""What part of the dense network's speed-up is BatchNorm, memory allocation, or the compiler?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..algebra import in_channels
 from ..errors import BadConfig, DslibError
-from ..measuring import allocator_is_tuned, dense, measure, pick_device, this_machine
-from ..models import load_model
-from ..records import Record, as_words, commit
+from ..measuring import Timing, allocator_is_tuned, dense, measure
 from ..sites import find_sites
-from .table1 import MODELS
-from .tables import settle_batchnorm
+from .benchmark import Benchmark, Context, Values, speedup_of
+from .settings import OneTiming
+from .tables import network_called
 
 
 class Step(NamedTuple):
@@ -44,75 +43,55 @@ STEPS = (
 )
 
 
-def record_waterfall(
-    model: str = "MobileNetV2",
-    device: str = "auto",
-    image_size: int = 224,
-    batch_size: int = 8,
-    rounds: int = 30,
-    echo: Callable[[str], object] = print,
-) -> Record:
-    """A network and its dense counterpart at each of `STEPS`, in turns within a step.
+@dataclass(frozen=True)
+class Waterfall(OneTiming):
+    """A network and its dense counterpart, one ingredient of a fair comparison after another; in turns within a step.
 
     Args:
-        model: one of the paper's names, or any that `load_model` knows.
-        device: to measure.
-        image_size: side in pixels.
-        batch_size: images a batch.
-        rounds: measurements of each.
-        echo: is told each row.
+        model: one of the paper's names, or any that `load_model` knows; weights are random.
+        device: auto, cpu, cuda, mps.
+    """
+
+    model: str = "MobileNetV2"
+    device: str = "auto"
+
+
+def answer(config: Waterfall, context: Context[Waterfall]) -> Values:
+    """A row for each of `STEPS` that this device knows.
+
     Raises:
         BadConfig: if memory is already kept between calls in this process: the first step would be a lie.
     """
-    where = pick_device(device)
-    if allocator_is_tuned() and where.type == "cpu":
+    if allocator_is_tuned() and context.device.type == "cpu":
         raise BadConfig("the allocator of this process is tuned already: begin a new one, or use the command line")
-    known, options = MODELS.get(model, (model, {}))
-    original = load_model(known, options=options).model
-    settle_batchnorm(original, image_size)
-    original = original.to(where)
-    networks = {"original": original, "dense": dense(original, find_sites(original, image_size)).model}
-    images = torch.randn(batch_size, in_channels(original), image_size, image_size, device=where)
-
-    def measured(step: Step) -> dict[str, Any]:
-        timing = measure(
-            networks,
-            images,
-            rounds,
-            runtime=step.runtime,
-            precision=step.precision,
-            folded=step.folded,
-            tuned=step.tuned,
-        )
-        ratio, low, high = timing.speedup("dense", over="original")
-        return {
-            "networks": timing.frame.T.to_dict(),
-            "speedup": ratio,
-            "speedup_q25": low,
-            "speedup_q75": high,
-            "as_run": timing.runtime,
-            "measured_batch_size": timing.batch_size,
-            "busy": timing.busy,
-            "others": timing.others,
-        }
-
+    size = config.image_size
+    original = network_called(config.model, size).to(context.device)
+    networks = {"original": original, "dense": dense(original, find_sites(original, size)).model}
+    images = torch.randn(config.batch_size, in_channels(original), size, size, device=context.device)
     rows = []
     for step in STEPS:
-        if step.device not in ("any", where.type):
+        if step.device not in ("any", context.device.type):
             continue
+        ways = {name: value for name, value in step._asdict().items() if name not in ("name", "device")}
         try:
-            row = {**step._asdict(), **measured(step)}
-            echo(f"{step.name}: {row['speedup']:.2f} x ({row['speedup_q25']:.2f} to {row['speedup_q75']:.2f})")
+            row = _row(measure(networks, images, config.rounds, **ways))
+            context.echo(f"{step.name}: {row['speedup']:.2f} x ({row['speedup_q25']:.2f} to {row['speedup_q75']:.2f})")
         except DslibError as error:
-            row = {**step._asdict(), "error": str(error)}
-            echo(f"{step.name}: {error}")
-        rows.append(row)
-    config = {
-        "model": model,
-        "device": str(where),
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "rounds": rounds,
+            row = {"error": str(error)}
+            context.echo(f"{step.name}: {error}")
+        rows.append({**step._asdict(), **row})
+    return {"rows": rows}
+
+
+def _row(timing: Timing) -> Values:
+    return {
+        "networks": timing.frame.T.to_dict(),
+        **speedup_of(timing, "dense", "original", prefix="speedup_"),
+        "as_run": timing.runtime,
+        "measured_batch_size": timing.batch_size,
+        "busy": timing.busy,
+        "others": timing.others,
     }
-    command = f"dslib bench waterfall {as_words(config)}"
-    return Record("waterfall", command, config, {"rows": rows}, this_machine(where), commit())
+
+
+BENCHMARK = Benchmark("What does it cost and save here?", Waterfall, answer)

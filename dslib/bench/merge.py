@@ -1,9 +1,10 @@
-"""Random blocks, merged, against running their layers: `dslib bench merge`."""
+"""Do random blocks of every kind, merged, give what their layers give?"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -11,14 +12,28 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ..algebra import Affine, interpret_run, linear_blocks, start_of
-from ..errors import NotMergeable
-from ..measuring import this_machine
+from ..algebra import Affine, bypass, interpret_run, linear_blocks, start_of, tail
+from ..errors import DslibError, NotMergeable
 from ..merging import CHANNELS_KEY, merge_blocks
-from ..records import Record, commit
+from ..records import Record
+from .benchmark import Benchmark, Context, Values
 from .random_blocks import RandomBlock, random_block
+from .settings import BenchSettings, setting
 
 LIMIT64, LIMIT32 = 1e-11, 1e-4
+
+
+@dataclass(frozen=True)
+class Fuzz(BenchSettings):
+    """Merge random blocks of every kind and compare each with its layers; fails if one differs.
+
+    Args:
+        cases: random blocks to merge.
+        seed: case i is drawn with seed and i.
+    """
+
+    cases: int = setting(10_000, "1 or more")
+    seed: int = 0
 
 
 @dataclass
@@ -60,10 +75,10 @@ def fuzz_merge(cases: int = 10_000, seed: int = 0, progress: bool = True) -> Tal
     return tally
 
 
-def record_fuzz(cases: int, seed: int) -> Record:
-    """`fuzz_merge` as a record."""
-    tally = fuzz_merge(cases, seed)
-    values = {
+def answer(config: Fuzz, _: Context[Fuzz]) -> Values:
+    """What a `Tally` holds."""
+    tally = fuzz_merge(config.cases, config.seed)
+    return {
         "cases": tally.cases,
         "failures": len(tally.failures),
         "failed": tally.failures[:20],
@@ -72,8 +87,22 @@ def record_fuzz(cases: int, seed: int) -> Record:
         "exact_border_cases": tally.exact,
         "exact_border_refused": tally.refused,
     }
-    command = f"dslib bench merge --cases {cases} --seed {seed}"
-    return Record("merge", command, {"cases": cases, "seed": seed}, values, this_machine(), commit())
+
+
+def _told(record: Record) -> Iterator[str]:
+    values = record.values
+    yield from values["failed"]
+    yield (
+        f"{values['cases']} cases, {values['failures']} failures; worst relative error "
+        f"{values['worst_relative_error_float64']:.1e} in float64, {values['worst_relative_error_float32']:.1e} in "
+        f"float32; {values['exact_border_cases']} merged with exact borders too, "
+        f"{values['exact_border_refused']} cannot be without hoisting"
+    )
+    if values["failures"]:
+        raise DslibError(f"{values['failures']} of {values['cases']} blocks were merged wrongly: please report them")
+
+
+BENCHMARK = Benchmark("Is merging exact?", Fuzz, answer, _told)
 
 
 def _try_case(rng: Random, tally: Tally, name: str) -> None:
@@ -145,8 +174,6 @@ def _linear(blocks: list[RandomBlock], inputs: list[Tensor], hoisted: bool) -> l
 
 
 def _without_end(layers: nn.Sequential) -> nn.Sequential:
-    from ..algebra import bypass, tail
-
     layers = copy.deepcopy(layers)
     last = layers[-1]
     for node in tail(last):  # type: ignore[arg-type]

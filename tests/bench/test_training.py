@@ -5,99 +5,77 @@ from pathlib import Path
 
 import pytest
 import torch
+from benches import run, shrink_all
 
 import dslib
-from dslib.bench import ablation, expand, kills, overhead
+from dslib.bench import ablation, benchmark, expand, kills, overhead
 from dslib.errors import BadConfig, DslibError
-from dslib.models.weights import save_tensors
+from dslib.models import save_tensors
 from dslib.records import Record
-from dslib.running import Run, pretrain
+
+RESULTS = Path(__file__).parents[2] / "data" / "results"
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    """Weights of a small MobileNetV2, trained for a moment on the digits."""
-    data = dslib.load_data("digits")
-    model = dslib.load_model("mobilenet_v2", data.classes, options={"width_mult": 0.1}).model
-    config = dslib.Train(epochs=4, lr=0.4, batch_size=64, warmup=1)
-    pretrain(model, data, Run("mobilenet_v2", "digits", 8, pretrain=config), head_only=False)
-    return save_tensors(tmp_path / "w.safetensors", model.state_dict())
-
-
-def test_three_accuracies_of_a_mask_resumable(tmp_path, teacher):
-    given = {
-        "model": "mobilenet_v2",
-        "weights": str(teacher),
-        "options": {"width_mult": 0.1},
-        "data": "digits",
-        "epochs": 1,
-        "device": "cpu",
-        "out": tmp_path / "r.json",
-    }
-    said = []
-    record = ablation.record_ablation("F", seeds=1, **given, echo=said.append)
+def test_three_accuracies_of_a_mask_resumable(tmp_path, monkeypatch, digits):
+    network = dslib.load_model("mobilenet_v2", digits.classes, options={"width_mult": 0.1}).model
+    shrink_all(monkeypatch, digits, network)
+    given = {"mask": "F", "data": "digits", "epochs": 1, "batch_size": 64, "device": "cpu"}
+    record, _ = run("ablation", tmp_path / "r.json", seeds=1, **given)
     rows = record.values["rows"]
     assert [row.get("way") for row in rows] == ["original", "plain", "boundary", "distilled"]
     plain, boundary, distilled = rows[1:]
-    assert plain["before"] != boundary["before"]
     assert boundary["before"] == distilled["before"]
-    assert boundary["history"][0]["loss"] != distilled["history"][0]["loss"]
+    assert boundary["history"][0]["loss"] != distilled["history"][0]["loss"] != plain["history"][0]["loss"]
     assert list(ablation.table(record)["count"]) == [1, 1, 1]
-    more = ablation.record_ablation("F", seeds=2, **given, echo=said.append)
+    assert "device" not in record.config
+    monkeypatch.setattr(ablation, "WAYS", {"plain": (False, False)})
+    more, _ = run("ablation", tmp_path / "r.json", seeds=2, **given)
     assert more.values["rows"][:4] == rows
-    assert len(more.values["rows"]) == 7
-    assert Record.load(tmp_path / "r.json").values == more.values
-    with pytest.raises(BadConfig, match="other settings"):
-        ablation.record_ablation("A", seeds=1, **given)
+    assert len(more.values["rows"]) == 5
 
 
-def test_a_mask_that_is_none_of_the_papers(tmp_path):
+def test_a_mask_that_is_none_of_the_papers(monkeypatch, digits):
     with pytest.raises(BadConfig, match="unknown mask 'G'"):
-        ablation.record_ablation("G")
-    path = save_tensors(tmp_path / "w.safetensors", dslib.load_model("resnet18", list("0123456789")).model.state_dict())
-    with pytest.raises(BadConfig, match="17 sites, found 8 in resnet18"):
-        ablation.record_ablation("A", model="resnet18", weights=str(path), data="digits")
+        ablation.Ablation("G")
+    shrink_all(monkeypatch, digits)
+    with pytest.raises(BadConfig, match="17 sites, found 3 in mobilenet_v2"):
+        run("ablation")
 
 
-def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path, monkeypatch):
+def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path, monkeypatch, digits):
     monkeypatch.setattr(expand, "TRIED", 6)
-    given = {
-        "model": "mobilenet_v2",
-        "options": {"width_mult": 0.1},
-        "data": "digits",
-        "epochs": 1,
-        "lr": 0.4,
-        "batch_size": 64,
-        "device": "cpu",
-        "out": tmp_path / "e.json",
-    }
-    record = expand.record_expand(seeds=1, **given, echo=lambda _: None)
+    monkeypatch.setattr(benchmark, "load_data", lambda *_: digits)
+    given = {"model_option": {"width_mult": 0.1}, "data": "digits", "epochs": 1, "lr": 0.4, "batch_size": 32}
+    record, _ = run("expand", tmp_path / "e.json", seeds=1, device="cpu", **given)
     timing, expanded, plain = record.values["rows"]
     assert timing["slower"] > 1
     assert (expanded["way"], expanded["epochs"]) == ("expanded", 1)
     assert (plain["way"], plain["epochs"]) == ("as it is", round(timing["slower"]))
     assert expanded["config"]["ratio"] == 2.0
-    more = expand.record_expand(seeds=2, **given, echo=lambda _: None)
+    monkeypatch.setattr(expand, "WAYS", {"expanded": expand.Boost})
+    more, _ = run("expand", tmp_path / "e.json", seeds=2, device="cpu", **given)
     assert more.values["rows"][:3] == record.values["rows"]
-    assert list(expand.table(more)["count"]) == [2, 2]
+    assert expand.table(more)["count"].to_dict() == {"as it is": 1, "expanded": 2}
 
 
-def test_a_step_is_measured_against_a_bare_loop_in_turns():
-    record = overhead.record_overhead("conftest:Tiny", "digits", batch_size=16, rounds=5, device="cpu")
-    values = record.values
+def test_a_step_is_measured_against_a_bare_loop_in_turns(monkeypatch, digits):
+    monkeypatch.setattr(benchmark, "load_data", lambda *_: digits)
+    given = {"model": "conftest:Tiny", "data": "digits", "device": "cpu"}
+    values = run("overhead", batch_size=16, rounds=5, **given)[0].values
     assert set(values["networks"]) == {"dslib", "bare"}
     ms = {name: row["latency_ms"] for name, row in values["networks"].items()}
     assert values["dslib_over_bare"] == pytest.approx(ms["dslib"] / ms["bare"])
     assert 0 < values["q25"] <= values["q75"]
-    with pytest.raises(BadConfig, match="expected 2000006 batches, found 1437 images"):
-        overhead.record_overhead("conftest:Tiny", "digits", rounds=2_000_000)
+    with pytest.raises(BadConfig, match=f"expected {20 + overhead.WARMUP + 1} batches, found 192 images"):
+        run("overhead", rounds=20, **given)
 
 
 @pytest.mark.timeout(900)
 def test_a_run_killed_in_each_training_ends_as_one_that_was_not():
-    record = kills.record_kills(2, seed=3, epochs=3)
+    record, told = run("kills", kills=2, seed=3, epochs=3)
     assert record.values["bit_for_bit"]
     assert (record.values["in_search"], record.values["in_finetune"]) == (1, 1)
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +86,7 @@ def test_a_killed_run_that_differs_is_an_error(monkeypatch, differs, named):
     monkeypatch.setattr(kills, "_to_the_end", lambda words: _made(Path(words[-1]), differs))
     monkeypatch.setattr(kills, "_kill_once", lambda *_: {"training": "search"})
     with pytest.raises(DslibError, match=f"differs from one that was not killed: {named}"):
-        kills.record_kills(2)
+        run("kills", kills=2)
 
 
 def _made(out, differs):
@@ -121,9 +99,6 @@ def _made(out, differs):
     for name in ("original", "shrunk", "merged"):
         value = own if differs == "weights" else 0.0
         save_tensors(out / f"{name}.safetensors", {"a": torch.full((2,), value)})
-
-
-RESULTS = Path(__file__).parents[2] / "data" / "results"
 
 
 @pytest.mark.parametrize("mask", ["A", "C"])
