@@ -8,15 +8,12 @@ import inspect
 from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..bench import GROUPS
 from .lazy import LazyGroup
-
-if TYPE_CHECKING:
-    from ..bench.benchmark import Benchmark
 
 TYPES = {"int": int, "float": float, "str": str, "Path": Path}
 
@@ -50,7 +47,7 @@ def command_of(name: str) -> click.Command:
     """The command of a benchmark: options are the fields of its settings, help texts its docstring's lines."""
     from .options import argument_texts
 
-    benchmark: Benchmark[Any] = importlib.import_module(f"dslib.bench.{name}").BENCHMARK
+    benchmark = importlib.import_module(f"dslib.bench.{name}").BENCHMARK
     texts = argument_texts(benchmark.settings)
     parameters = [_parameter(each, texts.get(each.name, "")) for each in fields(benchmark.settings) if each.init]
     if benchmark.has_rows:

@@ -3,6 +3,7 @@
 import importlib
 
 from conftest import Tiny, randomise_batchnorm
+from torch import nn
 
 from dslib import finetuning
 from dslib.bench import benchmark
@@ -26,3 +27,8 @@ def shrink_all(monkeypatch, digits, model=None, trained=True):
     monkeypatch.setattr(benchmark, "load_model", lambda *_: Loaded(model, trained))
     monkeypatch.setattr(finetuning, "check_teacher", lambda *_: None)
     return model
+
+
+def plain():
+    """A network without sites."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))

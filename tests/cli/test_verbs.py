@@ -1,8 +1,6 @@
 """The command line: each verb, and what it refuses."""
 
-import importlib
 import re
-from unittest.mock import create_autospec
 
 import click
 import pytest
@@ -12,9 +10,7 @@ from conftest import MODEL, SHORT, call, write_npz
 
 import dslib
 from dslib.cli import app
-from dslib.cli.bench import bench
 from dslib.cli.options import argument_texts
-from dslib.errors import BadConfig
 from dslib.models.weights import save_tensors
 from dslib.records import Record
 
@@ -134,7 +130,7 @@ def test_bad_input_is_one_line(tmp_path, npz, refused):
     searching = ("search", *MODEL, "--data", npz, "--k", 1, "--out", "s.json", "--tensorboard")
     assert "--tensorboard: expected --curves too" in refused(*searching)
     assert "0 is not in the range" in refused("eval", "r.json", "--data", npz, "--batch-size", 0)
-    assert "--cases: expected 1 or more" in refused("bench", "merge", "--cases", 0)
+    assert "cases: expected 1 or more" in refused("bench", "merge", "--cases", 0)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
     assert "is not empty and holds no run" in run("--k", 1, out="full")
@@ -192,32 +188,3 @@ def weights(folder):
     """Weights of a two-class Tiny, in a file."""
     model = dslib.load_model("conftest:Tiny", ["0", "1"]).model
     return save_tensors(folder / "tiny.safetensors", model.state_dict())
-
-
-@pytest.mark.parametrize("name", sorted(set(bench.commands) - {"compare", "retime"}))
-def test_each_benchmark_is_called_with_what_it_takes(name, monkeypatch):
-    module = importlib.import_module(f"dslib.bench.{'fuzz' if name == 'merge' else name}")
-    function = next(key for key in vars(module) if key.startswith("record_"))
-    called = create_autospec(getattr(module, function), side_effect=BadConfig("called"))
-    monkeypatch.setattr(module, function, called)
-    found = CliRunner().invoke(bench, [name])
-    assert isinstance(found.exception, BadConfig), found.exception  # a TypeError if it takes something else
-    assert called.call_count == 1
-
-
-def test_records_are_compared_on_the_command_line(tmp_path):
-    row = {
-        "model": "m",
-        "runtime": "eager",
-        "precision": "float32",
-        "batch_size": 1,
-        "networks": {"dense": {"images_per_s": 8.0, "speedup": 1.25, "speedup_q25": 1.2, "speedup_q75": 1.3}},
-    }
-    for name, threads in (("a", 2), ("b", 16)):
-        machine = {"processor": "P", "threads": threads}
-        Record("table1", "dslib bench table1", {}, {"rows": [row]}, machine).save(tmp_path / f"{name}.json")
-    found = CliRunner().invoke(bench, ["compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
-    assert found.exit_code == 0, found.exception
-    assert "P, 2 threads" in found.output
-    assert "P, 16 threads" in found.output
-    assert found.output.count("1.25") == 2
