@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import wide
 
-from dslib.baselines import METHODS, Budget, Pruned, seed_means
+from dslib.baselines import METHODS, Budget, Pruned, Trial, seed_means
 from dslib.bench import benchmark, fastest, frontier, lead, retime, table
 from dslib.bench.frontier import BENCHMARK, Frontier
 from dslib.bench.retime import Retime
@@ -98,11 +98,11 @@ def test_where_nothing_is_inherited_nothing_is_trained_gently(small, monkeypatch
     monkeypatch.setattr(frontier, "load_model", lambda *_, **__: Loaded(wide(), False))
     asked = []
 
-    def tune(network, data, teacher, effort, clock):
-        asked.append((clock.left(), effort.recipe, effort.lr, teacher is not None))
-        return network, []
+    def finish(trial, network):
+        asked.append((trial.clock.left(), trial.effort.recipe, trial.effort.lr, trial.teacher is not None))
+        return Pruned(network, {"seconds": {}})
 
-    monkeypatch.setattr("dslib.baselines.trial.tune", tune)
+    monkeypatch.setattr(Trial, "finish", finish)
     scratch = replace(small, weights="none", lrs=(0.2,))
     assert scratch.trials == [{"recipe": "usual", "lr": 0.2}]
     rows = run(scratch)[0].values["rows"]
