@@ -86,12 +86,8 @@ def least(
     Halves the interval of strengths; latency should fall as the strength grows.
 
     Args:
-        budget: to be met.
-        original: that latencies are compared with.
         make: strength, 0 (nothing) to 1 (all that the method can do) -> a network of the right shape, and a result.
         clock: whose time making takes; measuring takes none.
-        steps: halvings.
-        what: the method, for the message.
     Raises:
         BadConfig: if not even the strength 1 meets the budget; says how fast that is.
     """

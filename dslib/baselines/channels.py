@@ -78,7 +78,6 @@ def taylors(gradients: Sequence[Sequence[Tensor]], network: nn.Module) -> Score:
 
     Args:
         gradients: of each batch, for each of the network's parameters.
-        network: of the groups.
     """
     import torch_pruning
 

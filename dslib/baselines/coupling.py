@@ -82,9 +82,7 @@ def cut(model: nn.Module, strength: float, image_size: int, scorer: Scorer, comp
     """A copy without a share of its channels; of each group of coupled ones a multiple of `STEP` stays.
 
     Args:
-        model: the network.
         strength: share of the channels that go, 0 to 1.
-        image_size: side in pixels.
         scorer: a copy of the network -> scores of the channels of a group of Torch-Pruning.
         compete: whether groups' channels compete with each other; else the same share of each goes.
     Raises:
@@ -123,13 +121,7 @@ def _how_many(scores: Sequence[Tensor], strength: float, compete: bool) -> list[
 
 
 class Macs:
-    """Multiply-accumulates of an image for any widths, from those of the whole network.
-
-    Args:
-        model: the network.
-        groups: of it.
-        image_size: side in pixels.
-    """
+    """Multiply-accumulates of an image for any widths, from those of the whole network."""
 
     def __init__(self, model: nn.Module, groups: Sequence[Group], image_size: int) -> None:
         outside = {name: i for i, group in enumerate(groups) for name in group.makers}

@@ -18,14 +18,7 @@ UNSAID = ("magnitude", "taylor")  # which channels go depends on gradients, or o
 
 
 def rebuilt(method: str, model: nn.Module, image_size: int, found: Mapping[str, Any]) -> nn.Module | None:
-    """The network that a method made, with other weights; None if its record does not say which channels are left.
-
-    Args:
-        method: name of one of `METHODS`.
-        model: that the method began with.
-        image_size: side in pixels.
-        found: the record that the method returned.
-    """
+    """What a method made of a network, with other weights; None if its record does not say which channels are left."""
     network = model
     if "widths" in found:
         slim = Slim(model, image_size)

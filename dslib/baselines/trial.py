@@ -31,14 +31,7 @@ class Pruned(NamedTuple):
 
 
 class Trial:
-    """What a method works with, and the clock of what it has spent; the clock starts when this is made.
-
-    Args:
-        original: the network that all methods begin with; left as it is.
-        data: to train on.
-        budget: how fast the network must become.
-        effort: what may be spent.
-    """
+    """What a method works with, and the clock of what it has spent. The original is left as it is."""
 
     def __init__(self, original: nn.Module, data: Data, budget: Budget, effort: Effort) -> None:
         self.original, self.data, self.budget, self.effort = original, data, budget, effort

@@ -70,12 +70,7 @@ class Effort(Settings):
 
 @dataclass
 class Clock:
-    """Seconds that a method has left; only what is done within a `part` is counted, measuring latencies is not.
-
-    Args:
-        limit: seconds in all.
-        device: that computes.
-    """
+    """Seconds that a method has left; only what is done within a `part` is counted, measuring latencies is not."""
 
     limit: float
     device: torch.device
@@ -118,16 +113,10 @@ def per_image(training: Training, data: Data, config: Finetune, clock: Clock) ->
 
 
 def portion_for(data: Data, seconds: float, each: float, config: Train, clock: Clock) -> Portion:
-    """Which of the training images, and how many epochs of them, fit into a time.
+    """Which of the training images, and how many epochs of them, fit into a time, if `each` takes so many seconds.
 
     Of images in memory some come twice an epoch, so that the time is used up and nearly all images are seen.
 
-    Args:
-        data: all images.
-        seconds: there are.
-        each: seconds that an image takes.
-        config: batch size and seed.
-        clock: that has counted what went before.
     Raises:
         BadConfig: if not one batch fits; says what took the time.
     """

@@ -131,12 +131,6 @@ def open_blocks(
 ) -> tuple[list[FittedLayer], dict[str, nn.Module]]:
     """What is to be fitted, in the order of the forward pass. Blocks are replaced by `Opened` ones, in both networks.
 
-    Args:
-        original: to be fitted to.
-        small: to be fitted.
-        plan: what was removed from it.
-        first: one image.
-        refit, match, reach: as in `Calibrate`.
     Returns:
         The layers; and the small network's kept blocks, to be put back in the end.
     Raises:

@@ -55,12 +55,8 @@ class Rest:
         """From now on, replay what module `name` gives; its weights and those before it must not change any more.
 
         Nothing is changed if more than `most` bytes would have to be held, or if the network, tried on the first
-        batch, needs more than that module's output.
+        batch, needs more than that module's output. The module is called once, and gives one tensor.
 
-        Args:
-            name: of a module that is called once, and gives one tensor.
-            batches: all of them.
-            count: images in all of them.
         Returns:
             Whether it replays now.
         """

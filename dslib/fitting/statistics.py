@@ -48,12 +48,7 @@ def match_statistics(
 ) -> None:
     """Give each channel of a convolution the wanted mean and spread; the spread is at most doubled or halved.
 
-    Args:
-        layer: the convolution, its BatchNorm folded in the network that runs.
-        wanted: of each channel.
-        rest: the network that runs.
-        small: the same with its BatchNorms.
-        batches: the first ones of those that `rest` is run on.
+    In the network that runs, its BatchNorms folded, and in the `small` one, which has them.
     """
     found = Moments()
     for i, images in enumerate(batches):

@@ -144,13 +144,7 @@ def measure(
 def interleaved(
     runs: Mapping[str, Runner], device: torch.device, rounds: int = 30, warmup: int = 3, at_least_ms: float = 2.0
 ) -> tuple[dict[str, np.ndarray], float | None]:
-    """How long each of several functions takes, in turns: name -> ms a round; and the cores that others kept busy.
-
-    Args:
-        runs: name -> what to time.
-        device: that they run on.
-        rounds, warmup, at_least_ms: as for `measure`.
-    """
+    """How long each of several functions takes, in turns: name -> ms a round; and the cores that others kept busy."""
     ms: dict[str, list[float]] = {name: [] for name in runs}
     repeats = {name: _repeats(run, device, warmup, at_least_ms) for name, run in runs.items()}
     others = Others()
