@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..calibrating import Calibrate, calibrate
-from ..data import Data, hold_back
+from ..data import Data, cut
 from ..finetuning import Finetune, finetune
 from ..merging import merge
 from ..planning import pareto
@@ -115,7 +115,7 @@ def _plan_and_calibrate(name: str, trial: Trial, model: nn.Module, **found: Any)
     with trial.clock.part("ranking"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*: give more images")  # there is no time for more
         count = min(effort.few, math.ceil(RECOVERED_ON / data.image_size**2))
-        recover, held = hold_back(data.train.first(count + effort.few, effort.seed), count)[::-1]
+        recover, held = cut(data.train.first(count + effort.few, effort.seed), count)[::-1]
         ranked = rank(model, sites, recover, Calibrate(reach=REACH, seed=effort.seed), False, drop=True, held=held)
     plan = _first_quick_enough(name, trial, model, [point.plan for point in pareto(ranked, cost)])
     with trial.clock.part("calibration"):

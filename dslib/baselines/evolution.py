@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..data import Data, Split, hold_back
+from ..data import Data, Split, cut
 from ..errors import BadConfig
 from ..finetuning import Finetune
 from ..training import Trained, cross_entropy, loss_on, recalibrate_batchnorm, train
@@ -38,8 +38,8 @@ def metapruning(trial: Trial) -> Pruned:
     """
     effort, size = trial.effort, trial.data.image_size
     limit = effort.share * effort.seconds
-    train_split, held = hold_back(trial.data.train, 2 * effort.few)
-    others, held = hold_back(held, effort.few)
+    train_split, held = cut(trial.data.train, 2 * effort.few)
+    others, held = cut(held, effort.few)
     with trial.clock.part(GENERATORS):
         slim = Slim(trial.original, size, ordered=effort.pretrained, seed=effort.seed)
         macs = Macs(trial.original, slim.groups, size)

@@ -20,7 +20,6 @@ from ..planning import unbeaten
 from ..records import Record
 from ..training import evaluate
 from .benchmark import Benchmark, Context, Row, Steps, Values
-from .plans import hold_back
 from .retime import latency
 from .settings import IN_PRECISIONS, ON_RUNTIMES, BenchSettings, setting
 
@@ -149,7 +148,7 @@ class _Makers:
     @cached_property
     def parts(self) -> Data:
         """The training images without some, which judge the trials."""
-        rest, val = hold_back(self.data, self.config.held)
+        rest, val = self.data.hold_back(self.config.held)
         return replace(rest, val=val)
 
     def original(self) -> Values:

@@ -25,7 +25,7 @@ from ..running import CALIBRATED, Run, pretrain
 from ..sites import find_sites
 from ..training import evaluate
 from .benchmark import Benchmark, Context, Row, Steps, Values
-from .plans import hold_back, judge, plan_of, quiet, timed
+from .plans import judge, plan_of, quiet, timed
 from .settings import ON_RUNTIMES, BenchSettings, setting
 
 
@@ -70,7 +70,7 @@ def answer(config: Widths, context: Context[Widths]) -> Steps:
 
     Weights stand in a folder beside the record.
     """
-    data, held = hold_back(context.data, config.count)
+    data, held = context.data.hold_back(config.count)
     with _beside(context.out) as folder:
         networks: dict[float, _Network] = {}
         for width in config.widths:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from ..algebra import in_channels
 from ..calibrating import Calibrate, Images, calibrate, logits_of
-from ..data import Data, Split, splits
+from ..data import Data, Split
 from ..finetuning import Finetune, finetune
 from ..measuring import measure
 from ..merging import merge
@@ -106,9 +105,3 @@ def timed(network: nn.Module, chosen: Plan, cost: CostTable, runtime: str, over:
     networks = {"original": over or network, "small": merge(shrink(network, chosen, image_size=cost.image_size))}
     timing = measure(networks, batch, ROUNDS, runtime=runtime)
     return {**speedup_of(timing, "small", "original", "measured_speedup"), "busy": timing.busy}
-
-
-def hold_back(data: Data, count: int) -> tuple[Data, Split]:
-    """The data without some of its training images; and these. Raises as `splits.hold_back`."""
-    rest, held = splits.hold_back(data.train, count)
-    return replace(data, train=rest), held

@@ -18,7 +18,6 @@ from ..sites import Mask, Sites
 from ..training import evaluate
 from .benchmark import Benchmark, Context, Row, Steps, Values
 from .ingredients import GIVEN
-from .plans import hold_back
 from .settings import OnTrained, setting
 
 STARTS = ("fading", "calibrated")
@@ -55,7 +54,7 @@ def answer(config: Starts, context: Context[Starts]) -> Steps:
     data, (network, sites) = context.data, context.trained
     masks = _masks(network, sites, data, config)
     held = len(data.train) // 8
-    rest, val = hold_back(data, held)
+    rest, val = data.hold_back(held)
     parts = replace(rest, val=val)
     yield {
         "removed": {name: mask.removed for name, mask in masks.items()},

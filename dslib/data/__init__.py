@@ -5,7 +5,6 @@ splits       a split: batches of normalised images, from memory or from files th
 augmenting   augmentation whose chance is a function of seed, epoch and image
 """
 
-from . import splits
 from .augmenting import chance_of, draws, erased, mixed, rand_augment
 from .datasets import Data, find_file, load_data, load_photos
-from .splits import Batch, Files, FolderSplit, Split, check_batch_size, decoded_by, hold_back, normalise
+from .splits import Batch, Files, FolderSplit, Split, check_batch_size, cut, decoded_by, normalise

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import BadConfig, BadData, first_line, nearest
 from .augmenting import Crops, Shifts
-from .splits import Files, FolderSplit, Split, hold_back, shuffled
+from .splits import Files, FolderSplit, Split, cut, shuffled
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +36,11 @@ class Data:
     train: Split | FolderSplit
     val: Split | FolderSplit
     image_size: int
+
+    def hold_back(self, count: int) -> tuple[Data, Split]:
+        """The data without some of its training images; and these. Raises as `splits.cut`."""
+        rest, held = cut(self.train, count)
+        return replace(self, train=rest), held
 
 
 def load_data(name: str, image_size: int | None = None, skip_corrupt: bool = False) -> Data:
@@ -115,7 +120,7 @@ def _digits(image_size: int) -> Data:
     small = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
     large = torch.nn.functional.interpolate(small, size=image_size, mode="bilinear").round().byte()
     images, labels = large.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(found.target).long()
-    rest, held = hold_back(Split(images, labels), 360)
+    rest, held = cut(Split(images, labels), 360)
     return Data("digits", tuple("0123456789"), replace(rest, augment=Shifts()), held, image_size)
 
 

@@ -165,7 +165,7 @@ def shuffled(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def hold_back(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
+def cut(train: Split | FolderSplit, count: int) -> tuple[Split, Split]:
     """All but some of the images, the same at every call; and these.
 
     Raises:

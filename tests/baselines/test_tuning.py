@@ -10,7 +10,7 @@ from torch import nn
 from dslib.baselines import Budget, Effort, Trial, trial, tuning
 from dslib.baselines.budget import least
 from dslib.baselines.tuning import Clock
-from dslib.data.splits import hold_back
+from dslib.data.splits import cut
 from dslib.errors import BadConfig, BadData
 from dslib.finetuning import Finetune
 from dslib.measuring.latency import Timing
@@ -110,9 +110,9 @@ def test_a_part_of_the_images_fills_the_time(digits):
 
 
 def test_held_back_images_are_not_among_the_rest(digits):
-    rest, held = hold_back(digits.train, 40)
+    rest, held = cut(digits.train, 40)
     assert (len(rest), len(held)) == (len(digits.train) - 40, 40)
     both = torch.cat([rest.images, held.images]).flatten(1).double().sum(1).sort()[0]
     assert torch.equal(both, digits.train.images.flatten(1).double().sum(1).sort()[0])
     with pytest.raises(BadData, match=f"expected more than {len(digits.train)} training images"):
-        hold_back(digits.train, len(digits.train))
+        cut(digits.train, len(digits.train))
