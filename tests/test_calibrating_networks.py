@@ -54,6 +54,7 @@ class TwoMaps(Row):
         return self.blocks[1](y, y)
 
 
+@pytest.mark.filterwarnings("ignore:.* fewer positions than .* weights to fit")
 @torch.no_grad()
 def test_only_kept_blocks_within_reach_are_adjusted():
     model, x = build("mobilenet_v2", width_mult=0.25), photos(24, 32)
