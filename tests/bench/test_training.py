@@ -45,7 +45,7 @@ def test_a_mask_that_is_none_of_the_papers(monkeypatch, digits):
 def test_a_network_trained_as_a_larger_one_against_itself_for_the_same_time(tmp_path, monkeypatch, digits):
     monkeypatch.setattr(expand, "TRIED", 6)
     monkeypatch.setattr(benchmark, "load_data", lambda *_: digits)
-    given = {"model_option": {"width_mult": 0.1}, "data": "digits", "epochs": 1, "lr": 0.4, "batch_size": 32}
+    given = {"model": "conftest:Tiny", "data": "digits", "epochs": 1, "lr": 0.4, "batch_size": 32}
     record, _ = run("expand", tmp_path / "e.json", seeds=1, device="cpu", **given)
     timing, expanded, plain = record.values["rows"]
     assert timing["slower"] > 1
