@@ -33,16 +33,8 @@ class Ablation(BenchSettings):
 
     Args:
         mask: one of the paper's, A to F, for a network with MobileNetV2's 17 sites.
-        model: its name.
-        weights: default, or a weights file; trained for the data's classes.
-        model_option: for the model's function.
-        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
-        image_size: side in pixels; default the dataset's.
         epochs: of each finetuning.
-        lr: per 256 images of batch.
-        batch_size: images a step.
         seeds: finetunings of each way.
-        device: auto, cpu, cuda, mps.
     """
 
     mask: str = "A"

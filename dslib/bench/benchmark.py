@@ -20,8 +20,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
+from ..algebra import in_channels
 from ..data import load_data
 from ..errors import BadConfig, BadModel, DslibError, first_line
 from ..measuring import Timing, pick_device, this_machine
@@ -107,7 +108,7 @@ class Benchmark(Generic[S]):
         settings: the class of its settings.
         answer: (settings, context) -> the record's values; or a generator of rows, which are kept as they come; or,
             for a benchmark that measures something of another record anew, a whole record.
-        told: the lines that are told at the end.
+        told: the lines that are told at the end; or one, a format of the record's values.
         selecting: settings that only say which rows there are: a record may grow by them.
         idle: whether rows that were measured on a busy machine are measured again.
         shared: whether several processes may make rows of one record at the same time.
@@ -117,7 +118,7 @@ class Benchmark(Generic[S]):
     group: str
     settings: type[S]
     answer: Callable[[S, Context[S]], Values | Record | Steps]
-    told: Callable[[Record], Iterable[str]] = lambda _: ()
+    told: str | Callable[[Record], Iterable[str]] = ""
     selecting: tuple[str, ...] = ()
     idle: bool = False
     shared: bool = False
@@ -163,8 +164,11 @@ class Benchmark(Generic[S]):
                 echo(f"written: {record.save(out)}")
         for line in missing:
             echo(f"missing: {line} (the same command with the same --out makes it)")
-        for line in self.told(record):
-            echo(line)
+        if isinstance(self.told, str):
+            echo(self.told.format(**record.values)) if self.told else None
+        else:
+            for line in self.told(record):
+                echo(line)
         return record
 
     def command(self, config: S, out: Path | None = None) -> str:
@@ -196,6 +200,11 @@ class Benchmark(Generic[S]):
 def model_options(config: Any) -> dict[str, Any] | None:
     """The keyword arguments for the settings' model."""
     return getattr(config, "model_option", None) or getattr(config, "options", None)
+
+
+def noise(network: nn.Module, count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Images without content, (count, C, size, size), with the network's channels."""
+    return torch.randn(count, in_channels(network), size, size, device=device)
 
 
 def speedup_of(timing: Timing, name: str, over: str, key: str = "speedup", prefix: str = "") -> Values:

@@ -6,16 +6,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
-
-from ..algebra import in_channels
 from ..measuring import measure, peak_memory_gib
 from ..merging import merge
 from ..models import load_model
 from ..records import Record
 from ..shrinking import shrink
 from ..sites import find_sites
-from .benchmark import Benchmark, Context, Values, speedup_of
+from .benchmark import Benchmark, Context, Values, noise, speedup_of
 from .settings import OneTiming
 
 MERGES = 3  # the first of a process takes longer, and tells what one merge takes from nothing
@@ -43,7 +40,7 @@ def answer(config: Borders, _: Context[Borders]) -> Values:
         seconds.append(time.perf_counter() - started)
     peak = peak_memory_gib()
     ways |= {"bias": merge(kept, image_size=config.image_size), "ones": merge(kept)}
-    images = torch.randn(config.batch_size, in_channels(network), config.image_size, config.image_size)
+    images = noise(network, config.batch_size, config.image_size)
     timing = measure(ways, images, config.rounds)
     return {
         "networks": {

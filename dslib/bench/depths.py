@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..algebra import in_channels
 from ..calibrating import Calibrate
 from ..measuring import measure
 from ..ranking import rank
 from ..records import Record
 from ..sites import Mask, Sites
 from ..training import evaluate
-from .benchmark import Benchmark, Context, Values, speedup_of
+from .benchmark import Benchmark, Context, Values, noise, speedup_of
 from .plans import ROUNDS, calibrated_row
 from .settings import OnTrained, setting
 
@@ -35,8 +33,6 @@ class Depths(OnTrained):
     Args:
         random_masks: random masks beside, for each third k.
         seed: of the choice of images, positions and random masks.
-        weights: default, or a weights file.
-        model_option: for the model's function.
     """
 
     count: int = setting(1024, "1 or more")
@@ -76,8 +72,7 @@ def answer(config: Depths, context: Context[Depths]) -> Values:
 
 
 def _speed(network: nn.Module, small: nn.Module, image_size: int) -> Values:
-    images = torch.randn(BATCH, in_channels(network), image_size, image_size)
-    timing = measure({"original": network, "small": small}, images, ROUNDS)
+    timing = measure({"original": network, "small": small}, noise(network, BATCH, image_size), ROUNDS)
     return {**speedup_of(timing, "small", "original"), "busy": timing.busy, "runtime": timing.runtime}
 
 

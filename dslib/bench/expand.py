@@ -34,16 +34,10 @@ class Expand(BenchSettings):
     How much longer a step of the expanded one takes is measured first, in turns, and kept with the rows.
 
     Args:
-        model: its name.
-        model_option: for the model's function.
-        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
-        image_size: side in pixels; default the dataset's.
         ratio: inner channels over input channels, while expanded.
         epochs: of the expanded network.
         lr: per 256 images of batch, of both.
         batch_size: images a step, of both.
-        seeds: trainings of each.
-        device: auto, cpu, cuda, mps.
     """
 
     model: str = "mobilenet_v2"

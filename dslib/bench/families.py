@@ -8,17 +8,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..algebra import fold, in_channels
+from ..algebra import fold
 from ..errors import DslibError
 from ..models import load_model
 from ..records import Record
 from ..sites import Sites, find_sites
-from .benchmark import Benchmark, Context, Values
+from .benchmark import Benchmark, Context, Values, noise
 from .settings import BenchSettings, setting
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def reasons(sites: Sites) -> dict[str, int]:
 def _left(model: nn.Module, image_size: int) -> int:
     """BatchNorms that stand after folding."""
     try:
-        folded = fold(model, torch.randn(1, in_channels(model), image_size, image_size))
+        folded = fold(model, noise(model, 1, image_size))
     except DslibError:
         return sum(isinstance(m, _BatchNorm) for m in model.modules())
     return sum(isinstance(m, _BatchNorm) for m in folded.modules())

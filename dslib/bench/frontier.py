@@ -32,11 +32,7 @@ class Frontier(BenchSettings):
     training beside it disturbs a measurement: when all is made, `retime` measures all latencies once more.
 
     Args:
-        model: its name.
         weights: trained for the data's classes they are inherited by all methods; with none all begin from nothing.
-        options: for the model's function.
-        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
-        image_size: side in pixels; default the dataset's.
         methods: ways to make a network small; points of one that is not known fail, and say so.
         speedups: budgets, over the original.
         seeds: of the budgets in `repeated`; the others have one.
@@ -47,12 +43,10 @@ class Frontier(BenchSettings):
             at the budget `tuned_at` on training images, `held` of which are held back; one alone is not tried.
         gentle_lrs: as `lrs`, by the gentle recipe, where weights are inherited.
         batch_size: of the trainings.
-        runtime: that latencies are measured on.
         precision: that they are measured in; default float32.
         latency_batch: images a batch, of the latencies.
         held: training images that are held back from trials of learning rates.
         tuned_at: speed-up of the trials; methods that do not reach it take the first rate, and their rows say so.
-        device: auto, cpu, cuda, mps.
     """
 
     model: str = "mobilenet_v2"

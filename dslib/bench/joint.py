@@ -25,7 +25,7 @@ from ..running import CALIBRATED, Run, pretrain
 from ..sites import find_sites
 from ..training import evaluate
 from .benchmark import Benchmark, Context, Row, Steps, Values
-from .plans import judge, plan_of, quiet, timed
+from .plans import judge, outcome, point, quiet
 from .settings import ON_RUNTIMES, BenchSettings, setting
 
 
@@ -35,9 +35,6 @@ class Widths(BenchSettings):
 
     Args:
         model: its name; each width is given as the option `width_mult`.
-        options: for the model's function.
-        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
-        image_size: side in pixels; default the dataset's.
         widths: of the networks, which are trained from nothing.
         shares: budgets, of the widest network's latency.
         seeds: of importances, calibration and finetuning; each network is trained once, so that their spread says
@@ -46,8 +43,6 @@ class Widths(BenchSettings):
         epochs: of the finetuning, from a calibrated start.
         count: images to calibrate on, to take importances on, and to hold back for the losses.
         batch_size: that latencies are measured at.
-        runtime: that they are measured on.
-        device: auto, cpu, cuda, mps.
     """
 
     model: str = "mobilenet_v2"
@@ -152,13 +147,12 @@ class _Network:
     def judge(self, share: float, seed: int, widest: _Network) -> Steps:
         """The best plan at a budget, measured."""
         budget = share * widest.cost.total
-        make = partial(self._judged, budget, seed)
-        row = yield Row({"width": self.width, "share": share, "seed": seed}, make, keep_errors=True)
-        if "accuracy" in row:
-            chosen = plan_of(row, self.sites)
-            time_it = partial(timed, self.network, chosen, self.cost, self.config.runtime, widest.network)
-            row = {**(yield Row({"timed": row["plan"], "width": self.width}, time_it, short=True)), **row}
-        self.context.echo(self._say(row))
+        planned = (self.network, self.sites, self.cost, self.config.runtime)
+        key, make = {"width": self.width, "share": share, "seed": seed}, partial(self._judged, budget, seed)
+        row = yield from point(key, make, planned, {"width": self.width}, widest.network)
+        kept = f"{row['k']} of {len(self.sites)} sites kept, " if "accuracy" in row else ""
+        told = f"width {self.width:g}, {share:g} of the latency, seed {seed}"
+        self.context.echo(f"{told}: {kept}{outcome(row)}")
 
     def _judged(self, budget: float, seed: int) -> Values:
         found, config = self.found[seed], self.config
@@ -170,15 +164,6 @@ class _Network:
         )
         row = judge(self.network, best, self.data, self.cost, settings, images, self.held)
         return {"predicted_loss": loss, **row}
-
-    def _say(self, row: Values) -> str:
-        what = f"width {row['width']:g}, {row['share']:g} of the latency, seed {row['seed']}"
-        if "accuracy" not in row:
-            return f"{what}: {row.get('error', 'not begun')}"
-        return (
-            f"{what}: {row['k']} of {len(self.sites)} sites kept, {row['measured_speedup']:.2f} times as fast, "
-            f"accuracy {row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}"
-        )
 
 
 def chosen(rows: pd.DataFrame, by: str = "held_finetuned") -> pd.DataFrame:

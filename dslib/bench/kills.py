@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from ..errors import DslibError
 from ..models import load_tensors
-from ..records import Record, read_json
+from ..records import read_json
 from .benchmark import Benchmark, Context, Values
 from .settings import BenchSettings, setting
 
@@ -135,12 +135,8 @@ def _equal(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _told(record: Record) -> Iterator[str]:
-    values = record.values
-    yield (
-        f"{values['kills']} kills, {values['in_search']} in the search, {values['in_finetune']} in the "
-        "finetuning: the weights are those of a run that was not killed, bit for bit"
-    )
-
-
-BENCHMARK = Benchmark("Training", Kills, answer, _told)
+TOLD = (
+    "{kills} kills, {in_search} in the search, {in_finetune} in the finetuning: "
+    "the weights are those of a run that was not killed, bit for bit"
+)
+BENCHMARK = Benchmark("Training", Kills, answer, TOLD)

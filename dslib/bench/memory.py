@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from ..algebra import in_channels
 from ..calibrating import calibrate
 from ..errors import BadConfig
 from ..measuring import peak_memory_gib
 from ..models import load_model
-from ..records import Record
 from ..sites import find_sites
-from .benchmark import Benchmark, Context, Values
+from .benchmark import Benchmark, Context, Values, noise
 from .settings import BenchSettings, setting
 
 
@@ -25,8 +22,6 @@ class Memory(BenchSettings):
     """Calibrate a network of random weights on random images, in a process of its own.
 
     Args:
-        model: its name.
-        image_size: side in pixels.
         count: random images.
         last: how many of the network's last mergeable sites are removed; the last ones are its widest.
     """
@@ -50,7 +45,7 @@ def _calibrate(config: Memory) -> Values:
     network = load_model(config.model).model.eval()
     sites = find_sites(network, config.image_size)
     mask = sites.mask([name for name in sites.names if name not in sites.mergeable[-config.last :]])
-    images = torch.randn(config.count, in_channels(network), config.image_size, config.image_size)
+    images = noise(network, config.count, config.image_size)
     before, started = peak_memory_gib(), time.perf_counter()
     calibrate(network, mask, images, progress=False)
     return {
@@ -62,9 +57,5 @@ def _calibrate(config: Memory) -> Values:
     }
 
 
-def _told(record: Record) -> Iterator[str]:
-    values = record.values
-    yield f"{values['peak_memory_gib']:.1f} GiB ({values['images_gib']:.1f} of them images), {values['seconds']:.0f} s"
-
-
-BENCHMARK = Benchmark("Calibration", Memory, answer, _told)
+TOLD = "{peak_memory_gib:.1f} GiB ({images_gib:.1f} of them images), {seconds:.0f} s"
+BENCHMARK = Benchmark("Calibration", Memory, answer, TOLD)

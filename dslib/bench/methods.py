@@ -22,7 +22,7 @@ from ..searching import search
 from ..sites import Plan
 from ..training import evaluate
 from .benchmark import Benchmark, Context, Row, Steps, Values
-from .plans import judge, plan_of, quiet, timed
+from .plans import judge, outcome, point, quiet
 from .settings import ON_RUNTIMES, OnTrained, setting
 
 METHODS = ("planner", "planner with runs", "search", *CHOICES)
@@ -36,8 +36,6 @@ class Matrix(OnTrained):
     Budgets are met as predicted from one cost table; what counts is what is measured.
 
     Args:
-        weights: default, or a weights file.
-        options: for the model's function.
         methods: ways to choose.
         speedups: the budgets, as predicted by the profile on the runtime.
         seeds: of every method, of the calibration and of the finetuning.
@@ -45,8 +43,6 @@ class Matrix(OnTrained):
         search_epochs: of the paper's search; learned slopes take two.
         latency_weight: of the paper's search; about where `dslib bench sign` sees it act first.
         batch_size: that latencies are measured at.
-        runtime: that they are measured on.
-        device: auto, cpu, cuda, mps.
     """
 
     weights: str = "default"
@@ -84,13 +80,11 @@ def answer(config: Matrix, context: Context[Matrix]) -> Steps:
             find = partial(_find, method, seed, context, cost)
             found = yield Row({"found": method, "seed": seed}, find, keep_errors=True)
             for speedup in config.speedups:
-                point = {"method": method, "speedup": speedup, "seed": seed}
-                make = partial(_judge, found, point, context, cost) if "seconds" in found else None
-                row = yield Row(point, make, keep_errors=True)
-                if "accuracy" in row:  # several methods may find the same plan
-                    time_it = partial(timed, network, plan_of(row, sites), cost, config.runtime)
-                    row = {**(yield Row({"timed": row["plan"]}, time_it, short=True)), **row}
-                context.echo(_say({**found, **row}))
+                key = {"method": method, "speedup": speedup, "seed": seed}
+                make = partial(_judge, found, key, context, cost) if "seconds" in found else None
+                row = yield from point(key, make, (network, sites, cost, config.runtime))
+                removed = f"{len(row['removed'])} removed, " if "accuracy" in row else ""
+                context.echo(f"{method}, {speedup:g} times, seed {seed}: {removed}{outcome({**found, **row})}")
 
 
 def _find(method: str, seed: int, context: Context[Matrix], cost: CostTable) -> Values:
@@ -112,10 +106,10 @@ def _find(method: str, seed: int, context: Context[Matrix], cost: CostTable) -> 
     return {**more, "kept": [mask.kept for mask in masks], "seconds": time.perf_counter() - began}
 
 
-def _judge(found: Mapping[str, Any], point: Values, context: Context[Matrix], cost: CostTable) -> Values:
+def _judge(found: Mapping[str, Any], key: Values, context: Context[Matrix], cost: CostTable) -> Values:
     """One plan at a budget: its accuracy before and after finetuning."""
     config, data, (network, sites) = context.config, context.data, context.trained
-    budget, seed = cost.total / point["speedup"], point["seed"]
+    budget, seed = cost.total / key["speedup"], key["seed"]
     if "table" in found:
         chosen = plan(Importances.of(found["table"]), cost, budget)
     else:
@@ -148,16 +142,6 @@ def over_random(found: pd.DataFrame, method: str = "planner") -> pd.DataFrame:
             "networks": mine["size"],
             "random networks": chance["size"],
         }
-    )
-
-
-def _say(row: Values) -> str:
-    point = f"{row['method']}, {row['speedup']:g} times, seed {row['seed']}"
-    if "accuracy" not in row:
-        return f"{point}: {row.get('error', 'not begun')}"
-    return (
-        f"{point}: {len(row['removed'])} removed, {row['measured_speedup']:.2f} times as fast, accuracy "
-        f"{row['accuracy_before']:.2%}, finetuned {row['accuracy']:.2%}"
     )
 
 

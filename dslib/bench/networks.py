@@ -5,22 +5,19 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from ..calibrating import Calibrate, calibrate
+from ..compressing import compress
 from ..errors import BadConfig
 from ..measuring import count_macs, count_parameters, dense, measure
-from ..planning import for_speedup
 from ..profiling import profile
 from ..ranking import rank
 from ..saving import Recipe, load, save
-from ..sites import Plan
 from ..training import evaluate
-from .benchmark import Benchmark, Context, Values, speedup_of
+from .benchmark import Benchmark, Context, Values, noise, speedup_of
 from .settings import ON_RUNTIMES, OnTrained, setting
 
 DENSE = "dense counterpart"
@@ -63,7 +60,7 @@ def answer(config: Networks, context: Context[Networks]) -> Values:
         if not path.with_name(f"{name}.json").exists():
             network, recipe = make()
             save(path, copy.deepcopy(network).half(), recipe)  # loading makes float32 of it again
-    rows, networks, wanted = [], {}, (config.model, tuple(context.data.classes), config.image_size)
+    rows, networks, wanted = [], dict[str, nn.Module](), (config.model, tuple(context.data.classes), config.image_size)
     for name in makers:
         networks[name], recipe = load(config.folder / name, config.model)
         if (recipe.model, recipe.classes, recipe.image_size) != wanted:
@@ -83,20 +80,15 @@ def _makers(config: Networks, context: Context[Networks]) -> dict[str, Callable[
     ranking = functools.cache(lambda: rank(original, sites, images.first(config.rank_count), drop=bool(config.speedup)))
     costs = functools.cache(lambda: profile(original, sites, config.batch_size, runtime=config.planned_on))
 
-    def calibrated(plan: Plan) -> tuple[nn.Module, Recipe]:
-        done = calibrate(original, plan, images, Calibrate())
-        return done.model, replace(recipe, mask=dict(plan.mask), merged=tuple(done.errors), dropped=tuple(plan.dropped))
-
-    def keeping(k: int) -> tuple[nn.Module, Recipe]:
-        return calibrated(Plan(ranking().mask(k)))
-
-    def planned(speedup: float) -> tuple[nn.Module, Recipe]:
-        return calibrated(for_speedup(original, ranking(), costs(), speedup, runtime=config.planned_on)[0])
+    def small(k: int | None = None, speedup: float | None = None) -> tuple[nn.Module, Recipe]:
+        on: Values = {} if speedup is None else {"runtime": config.planned_on, "costs": costs(), "drop": True}
+        done = compress(original, images, k, speedup, ranking=ranking(), **on)
+        return done.model, done.recipe(recipe)
 
     return {
         "original": lambda: (original, recipe),
-        **{f"k{k}": functools.partial(keeping, k) for k in config.k},
-        **{f"x{speedup:g}": functools.partial(planned, speedup) for speedup in config.speedup},
+        **{f"k{k}": functools.partial(small, k) for k in config.k},
+        **{f"x{speedup:g}": functools.partial(small, None, speedup) for speedup in config.speedup},
     }
 
 
@@ -114,7 +106,7 @@ def _row(network: nn.Module, recipe: Recipe, context: Context[Networks]) -> Valu
 def _timings(networks: Mapping[str, nn.Module], config: Networks, echo: Callable[[str], object]) -> list[Values]:
     timings = []
     for runtime in config.runtime:
-        images = torch.randn(config.batch_size, 3, config.image_size, config.image_size)
+        images = noise(networks["original"], config.batch_size, config.image_size)
         timing = measure(networks, images, ROUNDS, runtime=runtime)
         for name in networks:
             row = {"network": name, "runtime": timing.runtime, "ms": timing.median(name)}

@@ -18,7 +18,6 @@ from ..data import Split, normalise
 from ..errors import BadConfig
 from ..measuring import Others, Timing, tune_allocator, use_precision, wait_for
 from ..models import load_model
-from ..records import Record
 from ..training import Enough, Log, Train, cross_entropy, resident, train
 from .benchmark import Benchmark, Context, Values, in_turns_values
 from .settings import BenchSettings, setting
@@ -36,9 +35,7 @@ class Overhead(BenchSettings):
     Args:
         model: its name; weights are random.
         data: must fit into memory.
-        batch_size: images a step.
         rounds: steps of each that are measured.
-        device: auto, cpu, cuda, mps.
     """
 
     model: str = "mobilenet_v2"
@@ -105,12 +102,7 @@ def _bare_steps(model: nn.Module, split: Split, config: Train, device: torch.dev
             yield loss.item()
 
 
-def _told(record: Record) -> Iterator[str]:
-    values = record.values
-    yield (
-        f"a step takes {values['dslib_over_bare']:.3f} times as long as the bare loop's (quartiles "
-        f"{values['q25']:.3f} to {values['q75']:.3f}; {values['runtime']})"
-    )
-
-
-BENCHMARK = Benchmark("Training", Overhead, answer, _told)
+TOLD = (
+    "a step takes {dslib_over_bare:.3f} times as long as the bare loop's (quartiles {q25:.3f} to {q75:.3f}; {runtime})"
+)
+BENCHMARK = Benchmark("Training", Overhead, answer, TOLD)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Generator
+from functools import partial
 
-import torch
 from torch import nn
 
-from ..algebra import in_channels
 from ..calibrating import Calibrate, Images, calibrate, logits_of
 from ..data import Data, Split
 from ..finetuning import Finetune, finetune
@@ -20,7 +18,7 @@ from ..ranking import agreement
 from ..shrinking import shrink
 from ..sites import Mask, Plan, Sites
 from ..training import evaluate, loss_on
-from .benchmark import Values, speedup_of
+from .benchmark import Row, Values, noise, speedup_of
 
 ROUNDS = 21  # of each timing
 
@@ -80,9 +78,36 @@ def judge(
     return {**row, "seconds": time.perf_counter() - began}
 
 
-def plan_of(row: Mapping[str, Any], sites: Sites) -> Plan:
-    """The plan that a row of `judge` is about."""
-    return Plan(sites.mask(set(sites.names) - set(row["removed"])), row["runs"], row.get("dropped", ()))
+def point(
+    key: Values,
+    make: Callable[[], Values] | None,
+    planned: tuple[nn.Module, Sites, CostTable, str],
+    same: Values | None = None,
+    over: nn.Module | None = None,
+) -> Generator[Row, Values, Values]:
+    """The row of a plan, made by `judge`, with what one of its timing says; a plan that comes twice is timed once.
+
+    Args:
+        key, make: of the row.
+        planned: the network, its sites and costs, and the runtime that it is timed on.
+        same: what a timing's key says beside the plan.
+        over: as for `timed`.
+    """
+    row = yield Row(key, make, keep_errors=True)
+    if "accuracy" not in row:
+        return row
+    network, sites, cost, runtime = planned
+    chosen = Plan(sites.mask(set(sites.names) - set(row["removed"])), row["runs"], row.get("dropped", ()))
+    timing = partial(timed, network, chosen, cost, runtime, over)
+    return {**(yield Row({"timed": row["plan"], **(same or {})}, timing, short=True)), **row}
+
+
+def outcome(row: Values) -> str:
+    """What a row of `point` says."""
+    if "accuracy" not in row:
+        return str(row.get("error", "not begun"))
+    speed, before, after = row["measured_speedup"], row["accuracy_before"], row["accuracy"]
+    return f"{speed:.2f} times as fast, accuracy {before:.2%}, finetuned {after:.2%}"
 
 
 def quiet(measured: Callable[[], CostTable], echo: Callable[[str], object]) -> CostTable:
@@ -101,7 +126,7 @@ def timed(network: nn.Module, chosen: Plan, cost: CostTable, runtime: str, over:
     In turns, at the costs' batch size, BatchNorm folded on both sides.
     """
     device = next(network.parameters()).device
-    batch = torch.randn(cost.batch_size, in_channels(network), cost.image_size, cost.image_size, device=device)
+    batch = noise(network, cost.batch_size, cost.image_size, device)
     networks = {"original": over or network, "small": merge(shrink(network, chosen, image_size=cost.image_size))}
     timing = measure(networks, batch, ROUNDS, runtime=runtime)
     return {**speedup_of(timing, "small", "original", "measured_speedup"), "busy": timing.busy}

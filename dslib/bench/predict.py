@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from ..algebra import in_channels
 from ..measuring import measure
 from ..merging import merge
 from ..models import load_model
@@ -18,7 +16,7 @@ from ..profiling import CostTable, profile
 from ..records import Record
 from ..shrinking import shrink
 from ..sites import Mask, find_sites
-from .benchmark import Benchmark, Context, Values
+from .benchmark import Benchmark, Context, Values, noise
 from .settings import ON_RUNTIMES, OneTiming, setting
 
 
@@ -28,8 +26,6 @@ class Prediction(OneTiming):
 
     Args:
         batch_size: images a batch; halved until the memory suffices.
-        runtime: what runs it.
-        device: auto, cpu, cuda, mps.
         masks: random masks; each site is removed with a probability that is drawn for the mask.
         seed: of the masks.
     """
@@ -51,7 +47,7 @@ def answer(config: Prediction, context: Context[Prediction]) -> Values:
     network = load_model(config.model).model.to(context.device).eval()
     sites = find_sites(network, config.image_size)
     cost = profile(network, sites, config.batch_size, rounds=config.rounds, runtime=config.runtime)
-    images = torch.randn(cost.batch_size, in_channels(network), *2 * [config.image_size], device=context.device)
+    images = noise(network, cost.batch_size, config.image_size, context.device)
     generator, rows = random.Random(config.seed), list[Values]()
     while len(rows) < config.masks:
         share = generator.random()

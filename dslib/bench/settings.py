@@ -31,7 +31,23 @@ def argument() -> Any:
 
 @dataclass(frozen=True)
 class BenchSettings(Settings):
-    """Base of a benchmark's settings; their names are a record's, those of options are in `setting`."""
+    """Base of a benchmark's settings; their names are a record's, those of options are in `setting`.
+
+    Args:
+        model: its name.
+        weights: default, or a weights file; trained for the data's classes.
+        model_option, options: for the model's function.
+        data: digits, imagenette, cifar10, imagenet, a folder, or a .npz file.
+        image_size: side in pixels; default the dataset's.
+        epochs: of each training.
+        lr: per 256 images of batch.
+        batch_size: images a step, or a batch whose latency is measured.
+        rounds: measurements of each.
+        runtime: that latencies are measured on.
+        device: auto, cpu, cuda, mps.
+        seed: of what is drawn.
+        seeds: trainings of each.
+    """
 
     def __post_init__(self) -> None:
         """Raise `BadConfig` for the first value that is out of its range."""
@@ -49,8 +65,6 @@ class OneTiming(BenchSettings):
     Args:
         model: its name; weights are random.
         image_size: side in pixels.
-        batch_size: images a batch.
-        rounds: measurements of each.
     """
 
     model: str = "mobilenet_v2"
@@ -66,7 +80,6 @@ class OnTrained(BenchSettings):
     Args:
         model: name of a network with weights that are trained for the data's classes.
         data: training images are used without labels where nothing is trained, the validation split only reports.
-        image_size: side in pixels; default the dataset's.
         count: unlabelled images for a calibration.
         rank_count: images for the ranking.
     """

@@ -36,8 +36,6 @@ class Sign(BenchSettings):
         seeds: searches of each.
         k: sites to keep.
         epochs: of a search.
-        model: its name.
-        model_option: for the model's function.
         accuracies: of every k of the first seed's searches, calibrated.
     """
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ..algebra import in_channels
-from ..calibrating import Calibrate, calibrate
+from ..calibrating import Calibrate
+from ..compressing import compress
 from ..measuring import measure
-from ..planning import for_speedup
 from ..profiling import profile
 from ..ranking import rank
 from ..records import Record
@@ -50,8 +50,9 @@ def answer(config: Speedup, context: Context[Speedup]) -> Values:
     rows: dict[str, Values] = {"original": {"removed": [], "accuracy": evaluate(network, data.val)}}
     for runtime in config.runtime:
         cost = profile(network, sites, config.batch_size, runtime=runtime)
-        plan, _ = for_speedup(network, found, cost, config.speedup, runtime=runtime)
-        small = calibrate(network, plan, data.train.first(config.count, config.seed), settings).model
+        images = data.train.first(config.count, config.seed)
+        asked: Values = {"speedup": config.speedup, "runtime": runtime, "ranking": found, "costs": cost}
+        small, plan, *_ = compress(network, images, **asked, config=settings)
         networks[f"for {runtime}"] = small
         rows[f"for {runtime}"] = {
             "removed": list(plan.mask.removed),

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..algebra import in_channels
 from ..measuring import Timing, interleaved, tune_allocator, use_precision
 from ..models import load_model
-from ..records import Record
 from ..searching import add_gates, latency_decay
 from ..sites import find_sites
-from .benchmark import Benchmark, Context, Values, in_turns_values
+from .benchmark import Benchmark, Context, Values, in_turns_values, noise
 from .settings import OneTiming, setting
 
 
@@ -25,8 +23,6 @@ class Steps(OneTiming):
     """Forward, backward and SGD step of a network as it is and in a search, half or more of its gates open, in turns.
 
     Args:
-        batch_size: images a step.
-        device: auto, cpu, cuda, mps.
         compiled: both by torch.compile.
     """
 
@@ -46,7 +42,7 @@ def answer(config: Steps, context: Context[Steps]) -> Values:
     gates.to(where)
     ks = itertools.cycle(range(len(gates.names) // 2, len(gates.names)))
     savings = torch.ones(len(gates.names), device=where)
-    images = torch.randn(config.batch_size, in_channels(network), *2 * [config.image_size], device=where)
+    images = noise(network, config.batch_size, config.image_size, where)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (config.batch_size,), device=where)
 
@@ -88,12 +84,8 @@ def _step(
     return run
 
 
-def _told(record: Record) -> Iterator[str]:
-    values = record.values
-    yield (
-        f"a search step takes {values['search_over_plain']:.2f} times as long as a plain one (quartiles "
-        f"{values['q25']:.2f} to {values['q75']:.2f}; {values['runtime']})"
-    )
-
-
-BENCHMARK = Benchmark("Which activations?", Steps, answer, _told)
+TOLD = (
+    "a search step takes {search_over_plain:.2f} times as long as a plain one "
+    "(quartiles {q25:.2f} to {q75:.2f}; {runtime})"
+)
+BENCHMARK = Benchmark("Which activations?", Steps, answer, TOLD)

@@ -78,7 +78,6 @@ class Measured(BenchSettings):
     """What a table is measured on.
 
     Args:
-        device: auto, cpu, cuda, mps.
         image_size: side in pixels.
         batch_size: default what is usual on the device.
         runtime, precision: as batch_size; all combinations are measured.

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
-from ..algebra import in_channels
 from ..errors import BadConfig, DslibError
 from ..measuring import Timing, allocator_is_tuned, dense, measure
 from ..sites import find_sites
-from .benchmark import Benchmark, Context, Values, speedup_of
+from .benchmark import Benchmark, Context, Values, noise, speedup_of
 from .settings import OneTiming
 from .tables import network_called
 
@@ -49,7 +46,6 @@ class Waterfall(OneTiming):
 
     Args:
         model: one of the paper's names, or any that `load_model` knows; weights are random.
-        device: auto, cpu, cuda, mps.
     """
 
     model: str = "MobileNetV2"
@@ -67,7 +63,7 @@ def answer(config: Waterfall, context: Context[Waterfall]) -> Values:
     size = config.image_size
     original = network_called(config.model, size).to(context.device)
     networks = {"original": original, "dense": dense(original, find_sites(original, size)).model}
-    images = torch.randn(config.batch_size, in_channels(original), size, size, device=context.device)
+    images = noise(original, config.batch_size, size, context.device)
     rows = []
     for step in STEPS:
         if step.device not in ("any", context.device.type):

@@ -6,6 +6,7 @@ from benches import run, shrink_all
 from conftest import wide
 
 import dslib
+from dslib import compressing
 from dslib.bench import networks, speedup, starts
 from dslib.errors import BadConfig
 
@@ -55,7 +56,8 @@ def test_ingredients_of_calibration(small):
 
 def test_speedup_on_each_runtime(small, monkeypatch):
     mask = dslib.find_sites(small, 16).mask(["blocks.1"])
-    monkeypatch.setattr(speedup, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (2.0, 1.9, 2.1)))
+    monkeypatch.setattr(compressing, "for_speedup", lambda *_, **__: (dslib.Plan(mask), (2.0, 1.9, 2.1)))
+    monkeypatch.setattr(speedup, "profile", lambda *given, runtime: dslib.profile(*given, rounds=2))
     record, _ = run("speedup", **FEW, speedup=1.2, batch_size=4, rounds=3)
     rows = record.values["networks"]
     assert list(rows) == ["original", "for eager", "for openvino"]
@@ -100,12 +102,12 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     monkeypatch.setattr(networks, "ROUNDS", 5)
     asked = []
 
-    def for_speedup(model, found, cost, speedup, runtime):
+    def for_speedup(model, found, cost, speedup, runtime, precision):
         asked.append((speedup, runtime, cost.runtime, cost.batch_size))
         (name, *_) = found.dropped
         return dslib.Plan(dslib.Mask({site: site != name for site in found.sites}), dropped=[name]), (1.5, 1.4, 1.6)
 
-    monkeypatch.setattr(networks, "for_speedup", for_speedup)
+    monkeypatch.setattr(compressing, "for_speedup", for_speedup)
     given = {**FEW, "model": "conftest:wide", "folder": tmp_path, "image_size": 16, "k": (1, 2)}
     given |= {"runtime": ("eager",), "planned_on": "nchw"}
     record, _ = run("networks", **given)
@@ -118,7 +120,7 @@ def test_networks_are_made_once_and_what_is_told_is_of_the_files(monkeypatch, di
     stored, _ = dslib.load(tmp_path / "original", "conftest:wide")
     assert torch.equal(stored.state_dict()["0.0.weight"], trained.state_dict()["0.0.weight"].half().float())
     assert rows["original"]["accuracy"] == dslib.evaluate(stored, digits.val)
-    monkeypatch.setattr(networks, "calibrate", None)  # all stand
+    monkeypatch.setattr(networks, "compress", None)  # all stand
     assert run("networks", **given)[0].values["rows"] == record.values["rows"]
     text = (tmp_path / "original.json").read_text()
     (tmp_path / "original.json").write_text(text.replace('"image_size": 16', '"image_size": 32'))
