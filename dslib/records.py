@@ -43,6 +43,12 @@ class Record:
     commit: str = ""
     date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
+    @property
+    def machine_name(self) -> str:
+        """What to call its machine in a table."""
+        threads = f"{self.machine['threads']} thread{'' if self.machine['threads'] == 1 else 's'}"
+        return str(self.machine.get("gpu") or f"{self.machine['processor']}, {threads}")
+
     def save(self, path: Path | str) -> Path:
         """Write the record as JSON and return the path."""
         return write_json(path, asdict(self))

@@ -13,7 +13,7 @@ import pytest
 
 import dslib
 from dslib import records
-from dslib.bench import table
+from dslib.plots import frontier_points
 
 FOLDER = Path(dslib.__file__).parent
 # Lowest first: each module imports only from those before it (docs/decisions.md, "Modules").
@@ -170,7 +170,7 @@ def test_the_numbers_in_the_readme_are_the_records(k):
 )
 def test_what_is_written_of_the_frontiers_is_their_records(name, methods):
     record = records.Record.load(FOLDER.parent / "data" / "results" / f"frontier-{name}.json")
-    grouped = table(record).dropna(subset=["accuracy"]).groupby(["method", "speedup"])
+    grouped = frontier_points(record).dropna(subset=["accuracy"]).groupby(["method", "speedup"])
     accuracy, speed = 100 * grouped["accuracy"].mean(), grouped["measured_speedup"].mean()
     spread = (100 * grouped["accuracy"].std()).map(lambda value: f" ({value:.1f})" if value == value else "")
     results = (FOLDER.parent / "docs" / "results.md").read_text()

@@ -14,7 +14,7 @@ forward        what one forward pass of a network shows; hooks
 """
 
 from . import affine
-from .affine import NO_PADDING, Affine, Pair
+from .affine import NO_PADDING, Affine, Pair, compose
 from .blocks import (
     check_runs,
     check_weights,

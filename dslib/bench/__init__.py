@@ -22,10 +22,9 @@ GROUPS = (
 _READERS = {
     "families": ("frame",),
     "merge": ("fuzz_merge",),
-    "compare": ("machine_name", "side_by_side"),
+    "compare": ("side_by_side",),
     "masks": ("paper_mflops",),
     "sign": ("spearman",),
-    "frontier": ("fastest", "lead", "table"),
 }
 
 

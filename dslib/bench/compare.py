@@ -32,13 +32,6 @@ def answer(config: Compare, _: Context[Compare]) -> Values:
     return {"table": side_by_side([Record.load(file) for file in config.files]).round(2).to_string()}
 
 
-def machine_name(record: Record) -> str:
-    """What to call a record's machine in a table."""
-    machine = record.machine
-    threads = f"{machine['threads']} thread{'' if machine['threads'] == 1 else 's'}"
-    return str(machine.get("gpu") or f"{machine['processor']}, {threads}")
-
-
 def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
     """Images per second and speed-ups of several records, one column each a machine."""
     parts = []
@@ -58,7 +51,7 @@ def side_by_side(records: Sequence[Record]) -> pd.DataFrame:
         ]
         index = ["model", "network", "runtime", "precision", "batch_size"]
         part = pd.DataFrame(lines, columns=[*index, *SHOWN]).set_index(index)
-        part.columns = pd.MultiIndex.from_product([[machine_name(record)], part.columns])
+        part.columns = pd.MultiIndex.from_product([[record.machine_name], part.columns])
         parts.append(part)
     return pd.concat(parts, axis=1, sort=False)
 

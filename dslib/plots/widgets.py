@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+
+import ipywidgets
+from ipywidgets import HTML, SelectionSlider, Stack, Text, VBox, Widget
 
 from ..errors import BadConfig, DslibError, first_line
-
-if TYPE_CHECKING:
-    from ipywidgets import HTML, SelectionSlider, Stack, Text, VBox, Widget
 
 
 def explore(
@@ -26,8 +25,6 @@ def explore(
         start: the value shown first; default the first.
         live: value -> HTML, computed now; the button says that it needs a kernel.
     """
-    import ipywidgets
-
     slider = _slider(list(panes), label, start)
     stack = _stack([_pane(pane) for pane in panes.values()], slider)
     children = [slider, stack]
@@ -52,8 +49,6 @@ def explore_two(
         live: (first's value, second's) -> HTML, computed now for the values in two boxes, which follow the sliders, or
             hold any others that were typed; the button says that it needs a kernel.
     """
-    import ipywidgets
-
     if not panes:
         raise BadConfig("explore_two: expected at least one pane")
     inner_values = list(next(iter(panes.values())))
@@ -69,8 +64,6 @@ def explore_two(
 
 
 def _slider(values: list[str], label: str, start: str | None) -> SelectionSlider:
-    import ipywidgets
-
     if not values:
         raise BadConfig("explore: expected at least one pane")
     if start is not None and start not in values:
@@ -86,8 +79,6 @@ def _slider(values: list[str], label: str, start: str | None) -> SelectionSlider
 
 def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:
     """The children, of which the page shows the one that the slider points to."""
-    import ipywidgets
-
     stack = ipywidgets.Stack(children, selected_index=slider.index)
     ipywidgets.jslink((slider, "index"), (stack, "selected_index"))
     return stack
@@ -95,8 +86,6 @@ def _stack(children: list[Widget], slider: SelectionSlider) -> Stack:
 
 def _box(slider: SelectionSlider) -> Text:
     """A box to type a value into; it follows the slider."""
-    import ipywidgets
-
     box = ipywidgets.Text(
         slider.value, description=slider.description, style={"description_width": "initial"}, layout={"width": "14em"}
     )
@@ -106,8 +95,6 @@ def _box(slider: SelectionSlider) -> Text:
 
 def _live_part(inputs: Sequence[SelectionSlider | Text], live: Callable[..., str]) -> list[Widget]:
     """A button that computes the inputs' values with the kernel, and the place for its answer."""
-    import ipywidgets
-
     button = ipywidgets.Button(description="compute this one now (needs a kernel)", layout={"width": "max-content"})
     answer = ipywidgets.HTML()
 
@@ -125,8 +112,6 @@ def _live_part(inputs: Sequence[SelectionSlider | Text], live: Callable[..., str
 
 
 def _pane(html: str) -> HTML:
-    import ipywidgets
-
     return ipywidgets.HTML(_framed(html))
 
 

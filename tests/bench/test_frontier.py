@@ -10,13 +10,14 @@ import torch
 from conftest import wide
 
 from dslib.baselines import METHODS, Budget, Pruned, Trial, seed_means
-from dslib.bench import benchmark, fastest, frontier, lead, retime, table
+from dslib.bench import benchmark, frontier, retime
 from dslib.bench.frontier import BENCHMARK, Frontier
 from dslib.bench.retime import Retime
 from dslib.cli.bench import command_of
 from dslib.errors import BadConfig, BadModel, BadRecord
 from dslib.measuring import Timing, count_parameters
 from dslib.models.networks import Loaded
+from dslib.plots import fastest, frontier_points, lead
 from dslib.records import Record
 
 
@@ -81,7 +82,7 @@ def test_points_by_what_was_best_on_images_held_back(small, digits, tmp_path):
     given = {"methods": ("half",), "speedups": (9.0,), "repeated": (), "seeds": 1, "out": out}
     assert given.items() <= again.items()
     run(Frontier(**{name: value for name, value in again.items() if name not in ("out", "hours")}), out)
-    frame = table(record)
+    frame = frontier_points(record)
     assert len(frame) == 3
     assert {"accuracy", "macs", "parameters", "ms", "original_ms", "timing_busy"} <= set(frame)
     assert frame["images_per_s"].iloc[0] == pytest.approx(8000 / 2.96 * 1.48)
@@ -128,7 +129,7 @@ def test_methods_that_do_not_reach_the_budget_for_trials_say_so(small):
 
 def test_with_an_unknown_method_the_others_go_on(small, tmp_path):
     record, told = run(replace(small, methods=("hlf", "half")), tmp_path / "f.json")
-    frame = table(record).set_index(["method", "speedup", "seed"])
+    frame = frontier_points(record).set_index(["method", "speedup", "seed"])
     assert frame["error"]["hlf", 1.2, 0] == "unknown method 'hlf': the nearest known are half"
     assert frame["accuracy"].notna()["half", 1.2, 0]
     assert any(line.startswith("method hlf, speedup 1.2, seed 1: failed: unknown method 'hlf'") for line in told)
@@ -178,7 +179,7 @@ def test_the_lead_is_between_the_fastest_of_both_at_equal_accuracy():
 
 def test_a_record_in_which_all_failed_is_a_table_too():
     failed = {"method": "half", "speedup": 9.0, "seed": 0, "error": "not that fast"}
-    frame = table(Record("frontier", "x", {"latency_batch": 8}, {"rows": [failed]}, {}, "abc"))
+    frame = frontier_points(Record("frontier", "x", {"latency_batch": 8}, {"rows": [failed]}, {}, "abc"))
     assert frame["error"].tolist() == ["not that fast"]
     assert frame["images_per_s"].isna().all()
     assert seed_means(frame).empty
@@ -254,7 +255,7 @@ def test_points_are_built_again_and_measured_in_turns_with_the_original(record, 
         f"layers, {start}1.48 times",
         f"taylor, {start}its record does not say which channels are left: no latency",
     ]
-    frame = table(found)
+    frame = frontier_points(found)
     assert frame["measured_speedup"].dropna().tolist() == [1.48]
 
 

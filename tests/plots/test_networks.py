@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 
 import dslib
+from dslib import plots
 from dslib.errors import BadConfig
-from dslib.plots import networks as plots
-from dslib.plots import widgets
 
 MASKS = {k: dslib.Mask({f"block.{i}": i < k for i in range(4)}) for k in range(5)}
 HISTORY = [{"m": [1.2, 0.9], "kept": ["a"]}, {"m": [1.5, 0.8], "kept": ["a"]}]
@@ -110,12 +109,12 @@ def joined(a, b):
 
 def test_two_sliders_move_rows_and_columns():
     rows = {"a": {"x": "ax", "y": "ay"}, "b": {"x": "bx", "y": "by"}}
-    outer, inner, stack = widgets.explore_two(rows, "letter", "axis").children
+    outer, inner, stack = plots.explore_two(rows, "letter", "axis").children
     assert (outer.description, inner.description) == ("letter", "axis")
     assert [[pane.value[-8:-6] for pane in row.children] for row in stack.children] == [["ax", "ay"], ["bx", "by"]]
-    outer, _, stack = widgets.explore_two(rows, "letter", "axis", start="b").children
+    outer, _, stack = plots.explore_two(rows, "letter", "axis", start="b").children
     assert (outer.value, stack.selected_index) == ("b", 1)
-    outer, inner, _, boxes, button, answer = widgets.explore_two(rows, "letter", "axis", live=joined).children
+    outer, inner, _, boxes, button, answer = plots.explore_two(rows, "letter", "axis", live=joined).children
     outer.value, inner.value = "b", "y"
     button.click()
     assert "b-y" in answer.value
@@ -127,9 +126,9 @@ def test_two_sliders_move_rows_and_columns():
     assert "no &lt;z&gt;" in answer.value
     assert not button.disabled
     with pytest.raises(BadConfig, match="every row needs the same values of 'axis': x, y"):
-        widgets.explore_two({"a": {"x": "", "y": ""}, "b": {"x": ""}}, "letter", "axis")
+        plots.explore_two({"a": {"x": "", "y": ""}, "b": {"x": ""}}, "letter", "axis")
     with pytest.raises(BadConfig, match="at least one pane"):
-        widgets.explore_two({}, "letter", "axis")
+        plots.explore_two({}, "letter", "axis")
 
 
 def test_chains_show_every_step_in_its_row():
@@ -149,17 +148,17 @@ def test_svg_text_is_the_same_every_time():
 
 
 def test_a_slider_moves_its_panes_in_the_page():
-    slider, stack = widgets.explore({"1": "one", "2": "<b>two</b>"}, "k", start="2").children
+    slider, stack = plots.explore({"1": "one", "2": "<b>two</b>"}, "k", start="2").children
     assert (slider.value, slider.description, stack.selected_index) == ("2", "k", 1)
     assert ["one" in stack.children[0].value, "<b>two</b>" in stack.children[1].value] == [True, True]
     with pytest.raises(BadConfig, match="start is '3', expected one of 1, 2"):
-        widgets.explore({"1": "", "2": ""}, "k", start="3")
+        plots.explore({"1": "", "2": ""}, "k", start="3")
     with pytest.raises(BadConfig, match="at least one pane"):
-        widgets.explore({}, "k")
+        plots.explore({}, "k")
 
 
 def test_with_a_kernel_the_button_computes_the_sliders_value():
-    slider, _, button, answer = widgets.explore({"1": "", "2": ""}, "k", live=lambda k: f"now {k}").children
+    slider, _, button, answer = plots.explore({"1": "", "2": ""}, "k", live=lambda k: f"now {k}").children
     slider.value = "2"
     button.click()
     assert "now 2" in answer.value
