@@ -18,6 +18,7 @@ from .drawing import to_svg
 from .frontier import (
     Panel,
     fastest,
+    from_nothing_last,
     frontier_points,
     lead,
     panel_titles,

@@ -240,6 +240,11 @@ def panels_of(records: Mapping[str, Record]) -> dict[str, Panel]:
     return panels
 
 
+def from_nothing_last(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Records of pretrained networks first, those of networks trained from nothing last."""
+    return dict(sorted(records.items(), key=lambda pair: pair[1].config["weights"] == "none"))
+
+
 def panel_titles(records: Mapping[str, Record]) -> dict[str, str]:
     """What makes the panel of each record: data, runtime, weights; and the machine, where there are several."""
 
