@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dslib
@@ -148,8 +149,13 @@ def test_the_package_can_be_run():
     assert done.stderr.startswith("dslib: No such command 'shrnk'")
 
 
+def written(name: str) -> str:
+    """A text of the project, lines joined."""
+    return " ".join((FOLDER.parent / name).read_text().split())
+
+
 @pytest.mark.parametrize("k", [12, 8])
-def test_the_numbers_in_the_readme_are_the_records(k):
+def test_what_is_written_of_whole_runs_is_their_records(k):
     record = records.Record.load(FOLDER.parent / "data" / "results" / f"mobilenet_v2-imagenette-k{k}.json")
     merged, speed = record.values["networks"]["merged"], record.values["speedup"]
     row = (
@@ -157,10 +163,10 @@ def test_the_numbers_in_the_readme_are_the_records(k):
         f"| {speed['ratio_of_medians']:.2f} ({speed['q25']:.2f}-{speed['q75']:.2f}) "
         f"| {sum(record.values['seconds'].values()) / 60:.0f} |"
     )
-    readme = (FOLDER.parent / "README.md").read_text()
-    assert row in readme
+    results = written("docs/results.md")
+    assert row in results
     original = record.values["networks"]["original"]
-    assert f"| 17 (original) | {100 * original['accuracy']:.1f} | {original['macs'] / 1e6:.1f} |" in readme
+    assert f"| 17 (original) | {100 * original['accuracy']:.1f} | {original['macs'] / 1e6:.1f} |" in results
     assert record.values["top1_differences"] == 0
     assert record.values["largest_relative_difference"] < 1e-4
 
@@ -173,34 +179,60 @@ def test_what_is_written_of_the_frontiers_is_their_records(name, methods):
     grouped = frontier_points(record).dropna(subset=["accuracy"]).groupby(["method", "speedup"])
     accuracy, speed = 100 * grouped["accuracy"].mean(), grouped["measured_speedup"].mean()
     spread = (100 * grouped["accuracy"].std()).map(lambda value: f" ({value:.1f})" if value == value else "")
-    results = (FOLDER.parent / "docs" / "results.md").read_text()
     for method in record.config["methods"]:
         told = [
             f"{accuracy[key]:.1f}{spread[key]} at {speed[key]:.2f}" if key in accuracy else "out of reach"
             for key in ((method, speedup) for speedup in record.config["speedups"])
         ]
-        assert f"| {method} | {' | '.join(told)} |" in results
-    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
+        assert f"| {method} | {' | '.join(told)} |" in written("docs/results.md")
     for method in methods.split():
         said = rf"{accuracy[method, 1.5]:.1f} (% )?at {speed[method, 1.5]:.2f}"
-        assert re.search(said, readme), said
+        assert re.search(said, written("README.md")), said
 
 
-def test_what_the_readme_says_of_the_stored_networks_is_their_records():
+def test_what_is_written_of_the_stored_networks_is_their_records():
     values = records.Record.load(FOLDER.parent / "data" / "results" / "networks.json").values
-    readme = " ".join((FOLDER.parent / "README.md").read_text().split())
     rows = {row["network"]: row for row in values["rows"]}
-    fast = {name: [timing for timing in values["timings"] if timing["network"] == name] for name in rows}
-    assert f"8 sites keep {100 * rows['k8']['accuracy']:.1f} %" in readme
-    eager, onnx, openvino = (f"{timing['speedup']:.2f}" for timing in fast["k8"])
-    assert f"is {eager} times as fast in eager, {onnx} in ONNX Runtime" in readme
-    assert f"{openvino} in OpenVINO. Where blocks may be dropped too" in readme
+    timed = {name: [timing for timing in values["timings"] if timing["network"] == name] for name in rows}
+    fast = {name: [f"{timing['speedup']:.2f}" for timing in timed[name]] for name in rows}
+    sizes = {name: f"{100 * row['accuracy']:.1f} | {row['macs'] / 1e6:.1f}" for name, row in rows.items()}
+    readme, results = written("README.md"), written("docs/results.md")
     planned = rows["x1.5"]
-    assert f"1.5 times as fast, {100 * planned['accuracy']:.1f} % are kept" in readme
     gone = len(planned["dropped"])
-    eager, onnx, openvino = (f"{timing['speedup']:.2f}" for timing in fast["x1.5"])
-    assert (
-        f"{gone} blocks gone and {len(planned['removed']) - gone} merged, {eager}, {onnx} and {openvino} times as "
-        "fast (record: `data/results/networks.json`)"
-    ) in readme
-    assert [timing["busy"] for timing in fast["k8"]] == [False, True, False]  # as the README says
+    merged, all_merged = len(planned["removed"]) - gone, len(rows["k8"]["removed"])
+    assert f"| original | {sizes['original']} | 1 | 1 | 1 |" in readme
+    eager, onnx, openvino = fast["k8"]
+    assert f"sites kept, {all_merged} merged | {sizes['k8']} | {eager} | {onnx}* | {openvino} |" in readme
+    assert f"8 sites keep {100 * rows['k8']['accuracy']:.1f} %" in results
+    assert f"is {eager} times as fast in eager, {onnx} in ONNX Runtime" in results
+    assert f"{openvino} in OpenVINO. Where blocks may be dropped too" in results
+    eager, onnx, openvino = fast["x1.5"]
+    row = f"{gone} blocks dropped, {merged} merged | {sizes['x1.5']} | {eager} | {onnx}* | {openvino} |"
+    assert row in readme
+    assert f"1.5 times as fast, {100 * planned['accuracy']:.1f} % are kept" in results
+    done = f"{gone} blocks gone and {merged} merged, {eager}, {onnx} and {openvino} times as fast"
+    assert f"{done} (record: `data/results/networks.json`)" in results
+    for name in ("k8", "x1.5"):
+        assert [timing["busy"] for timing in timed[name]] == [False, True, False]  # as is said there
+
+
+def test_the_figure_of_the_readme_shows_its_record(monkeypatch):
+    """Drawn anew, it has the same points, to half a pixel, and the same numbers in words."""
+    docs = FOLDER.parent / "docs"
+    monkeypatch.syspath_prepend(docs)
+    for name, svg in importlib.import_module("draw").draw().items():
+        stored = (docs / name).read_text()
+        assert f'srcset="docs/{name}"' in written("README.md") or f'src="docs/{name}"' in written("README.md")
+        told, points = (
+            [re.findall(pattern, text) for text in (stored, svg)]
+            for pattern in (r'aria-label="([^"]*)"', r'<use [^>]*x="([\d.]+)" y="([\d.]+)"')
+        )
+        assert told[0] == told[1]
+        assert "ours: planned" in told[0][0]
+        assert len(points[0]) == len(points[1]) > 15
+        before, now = (np.array(found, float) for found in points)
+        np.testing.assert_allclose(now, before, atol=0.5)
+
+
+def test_the_readme_can_be_read_in_a_sitting():
+    assert len((FOLDER.parent / "README.md").read_text().splitlines()) <= 120

@@ -17,6 +17,7 @@ from .calibration import depth_panes, plot_depths, plot_fit, plot_over_images, s
 from .drawing import to_svg
 from .frontier import (
     Panel,
+    describe_rivals,
     fastest,
     from_nothing_last,
     frontier_points,
@@ -25,6 +26,7 @@ from .frontier import (
     panels_of,
     plot_frontier,
     plot_reading,
+    plot_rivals,
     plot_runs,
     published,
     published_pane,

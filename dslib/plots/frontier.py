@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,8 +14,8 @@ from matplotlib.figure import Figure
 from ..baselines import seed_means
 from ..planning import unbeaten
 from ..records import Record
-from .drawing import BESIDE, MERGED, ORIGINAL, finished, new_figure, to_svg
-from .search import HUES, draw_method
+from .drawing import BESIDE, MARKERS, MERGED, ORIGINAL, finished, new_figure, to_svg
+from .search import HUES, draw_method, hue
 
 DEVICES = {"Tesla V100": "v100", "RTX 2080Ti": "2080ti", "Jetson TX2": "tx2"}
 WAYS = {"plain_accuracy": "", "boundary_accuracy": ", boundary", "distilled_accuracy": ", boundary, distilled"}
@@ -285,3 +286,48 @@ def _found(row: Mapping[str, Any]) -> dict[str, Any]:
     if "random_losses" in found:
         columns |= {"evolved": found["loss"], "random": float(np.mean(found["random_losses"]))}
     return columns
+
+
+def plot_rivals(frame: pd.DataFrame, original: float, names: Mapping[str, str], ink: str = "#1f2328") -> Figure:
+    """Accuracy over measured speed-up of each method, means over seeds, on no ground; each line's name is at its end.
+
+    Args:
+        frame: as from `frontier_points`; rows without accuracy failed, and are left out.
+        original: accuracy of the network that all begin with, 0 to 1.
+        names: method -> what to call it.
+        ink: colour of axes and text, for a light page or a dark one.
+    """
+    colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    with plt.rc_context(dict.fromkeys(colours, ink)):
+        figure, axes = new_figure(7.5, 3.8)
+        near: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
+        axes.plot(1.0, 100 * original, "*", color=ORIGINAL, markersize=12)
+        axes.annotate("original", (1.0, 100 * original), xytext=(0, 12), ha="center", **near)
+        for i, (method, name) in enumerate(names.items()):
+            points = rival_means(frame, method)
+            line = {"marker": MARKERS[i % len(MARKERS)], "color": hue(method), "linewidth": 2.4 if i == 0 else 1.4}
+            axes.plot(points["measured_speedup"], 100 * points["accuracy"], **line)
+            speed, accuracy = points["measured_speedup"].iloc[-1], 100 * points["accuracy"].iloc[-1]
+            below: dict[str, Any] = {"xytext": (0, -12), "ha": "center"}
+            place = below if speed < 2 else {"xytext": (9, 0), "ha": "left"}
+            axes.annotate(name, (speed, accuracy), **place, **near)
+    for part in (figure, axes):
+        part.patch.set_alpha(0)
+    labels: dict[str, Any] = {"xlabel": "times as fast as the original, measured", "ylabel": "top-1 accuracy, %"}
+    return finished(axes, xlim=(0.9, 3.1), ylim=(0, 100), **labels)
+
+
+def rival_means(frame: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Of `frontier_points`: a method's mean accuracy and measured speed-up at each budget, over seeds."""
+    points = frame[frame["method"] == method].dropna(subset=["accuracy"])
+    return points.groupby("speedup")[["measured_speedup", "accuracy"]].mean()
+
+
+def describe_rivals(frame: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """What `plot_rivals` draws, in words."""
+
+    def told(method: str) -> str:
+        points = rival_means(frame, method).itertuples()
+        return ", ".join(f"{100 * one.accuracy:.1f} % at {one.measured_speedup:.2f} times the speed" for one in points)
+
+    return "; ".join(f"{name}: {told(method)}" for method, name in names.items())
