@@ -297,8 +297,9 @@ def plot_rivals(frame: pd.DataFrame, original: float, names: Mapping[str, str], 
         names: method -> what to call it.
         ink: colour of axes and text, for a light page or a dark one.
     """
-    colours = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    with plt.rc_context(dict.fromkeys(colours, ink)):
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    colours: dict[Any, str] = dict.fromkeys(inked, ink)
+    with plt.rc_context(colours):
         figure, axes = new_figure(7.5, 3.8)
         near: dict[str, Any] = {"textcoords": "offset points", "va": "center"}
         axes.plot(1.0, 100 * original, "*", color=ORIGINAL, markersize=12)
