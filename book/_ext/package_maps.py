@@ -13,12 +13,10 @@ HIDDEN = {"cli", "__main__"}  # `dslib --help` describes these
 def public_names(module: ModuleType) -> list[str]:
     """What a module or a package's map offers and defines itself, without what `import dslib` gives already."""
     above = {getattr(dslib, name) for name in dslib.__all__}
-    package = hasattr(module, "__path__")
 
     def offered(name: str, thing: object) -> bool:
         own = str(getattr(thing, "__module__", "")).startswith(module.__name__)
-        is_table = package and isinstance(thing, dict)  # of methods, runtimes, precisions
-        return not name.startswith("_") and (is_table or (callable(thing) and own and thing not in above))
+        return not name.startswith("_") and callable(thing) and own and thing not in above
 
     return [name for name, thing in vars(module).items() if offered(name, thing)]
 
@@ -29,8 +27,7 @@ def section(name: str) -> str:
     lines = [f".. automodule:: dslib.{name}", ""]
     for public in public_names(module):
         thing = getattr(module, public)
-        kind = "class" if isinstance(thing, type) else "function" if callable(thing) else "data"
-        options = {"class": ["   :members:"], "data": ["   :no-value:"]}.get(kind, [])
+        kind, options = ("class", ["   :members:"]) if isinstance(thing, type) else ("function", [])
         lines += [f".. auto{kind}:: dslib.{name}.{public}", *options, ""]
     text = "\n".join(lines)
     return f"## dslib.{name}\n\n```{{eval-rst}}\n{text}```\n"
