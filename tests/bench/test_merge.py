@@ -50,8 +50,8 @@ def no_mean(bn, dtype=torch.float64):
     return affine.shift(found, bn.running_mean.double() * found.weight.flatten())
 
 
-def smaller_ring(layer, ring, padding, through=hoisting._through):
-    return tuple(max(side - 1, 0) for side in through(layer, ring, padding))
+def smaller_ring(*given, required=hoisting._required_of_input):
+    return tuple(max(side - 1, 0) for side in required(*given))
 
 
 MUTATIONS = {
@@ -60,7 +60,7 @@ MUTATIONS = {
     "stride": (affine, "compose", first_stride_only),
     "sign of padding": (affine, "pad_input", other_sign),
     "flipped taps": (affine, "_full_convolution", other_corner),
-    "hoisted too little": (hoisting, "_through", smaller_ring),
+    "hoisted too little": (hoisting, "_required_of_input", smaller_ring),
 }
 
 
