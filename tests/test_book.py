@@ -126,7 +126,9 @@ def test_the_api_describes_every_module(monkeypatch):
     maps.write_page(None, maps.PAGE, source)
     modules = {found.name for found in pkgutil.iter_modules(dslib.__path__)} - {"cli", "__main__"}
     assert set(re.findall(r"automodule:: dslib\.(\w+)\n", source[0])) == modules
-    described = re.findall(r"auto(?:class|function|data):: (\S+)", source[0])
+    described = re.findall(r"auto(?:class|function):: (\S+)", source[0])
+    tables = re.findall(r"py:data:: (\S+)\n   :module: (\S+)", source[0])
+    described += [f"{module}.{name}" for name, module in tables]
     assert len(described) == len(set(described)) > 150
     named = {name for path in CHAPTERS for text in prose(path) for name in re.findall(r"`(dslib(?:\.\w+)+)", text)}
     known = {*described, *(f"dslib.{name}" for name in dslib.__all__), *(f"dslib.{name}" for name in modules)}

@@ -13,23 +13,28 @@ HIDDEN = {"cli", "__main__"}  # `dslib --help` describes these
 def public_names(module: ModuleType) -> list[str]:
     """What a module or a package's map offers and defines itself, without what `import dslib` gives already."""
     above = {getattr(dslib, name) for name in dslib.__all__}
+    package = hasattr(module, "__path__")
 
     def offered(name: str, thing: object) -> bool:
         own = str(getattr(thing, "__module__", "")).startswith(module.__name__)
-        return not name.startswith("_") and callable(thing) and own and thing not in above
+        is_table = package and isinstance(thing, dict)  # of methods, runtimes, precisions
+        return not name.startswith("_") and (is_table or (callable(thing) and own and thing not in above))
 
     return [name for name, thing in vars(module).items() if offered(name, thing)]
+
+
+def entry(module: ModuleType, name: str) -> str:
+    """What Sphinx is told of one public name: its docstring, or, of a table, its keys."""
+    thing, path = getattr(module, name), f"{module.__name__}.{name}"
+    if isinstance(thing, dict):
+        return f".. py:data:: {name}\n   :module: {module.__name__}\n\n   Keys: {', '.join(map(str, thing))}.\n"
+    return f".. autoclass:: {path}\n   :members:\n" if isinstance(thing, type) else f".. autofunction:: {path}\n"
 
 
 def section(name: str) -> str:
     """One module's part of the page."""
     module = importlib.import_module(f"dslib.{name}")
-    lines = [f".. automodule:: dslib.{name}", ""]
-    for public in public_names(module):
-        thing = getattr(module, public)
-        kind, options = ("class", ["   :members:"]) if isinstance(thing, type) else ("function", [])
-        lines += [f".. auto{kind}:: dslib.{name}.{public}", *options, ""]
-    text = "\n".join(lines)
+    text = "\n".join([f".. automodule:: dslib.{name}\n", *(entry(module, one) for one in public_names(module))])
     return f"## dslib.{name}\n\n```{{eval-rst}}\n{text}```\n"
 
 
