@@ -125,7 +125,7 @@ def test_the_api_describes_every_module(monkeypatch):
     source = [(BOOK / "modules.md").read_text()]
     maps.write_page(None, maps.PAGE, source)
     modules = {found.name for found in pkgutil.iter_modules(dslib.__path__)} - {"cli", "__main__"}
-    assert set(re.findall(r"automodule:: dslib\.(\w+)\n", source[0])) == modules
+    assert set(re.findall(r"py:module:: dslib\.(\w+)\n", source[0])) == modules
     described = re.findall(r"auto(?:class|function):: (\S+)", source[0])
     tables = re.findall(r"py:data:: (\S+)\n   :module: (\S+)", source[0])
     described += [f"{module}.{name}" for name, module in tables]

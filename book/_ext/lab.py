@@ -33,11 +33,11 @@ def is_current() -> bool:
 def export_all(folder: Path) -> None:
     """Write each network as ONNX, and networks.json: titles, classes, and PyTorch's logits of one test image."""
     import torch
-    from dslib.measuring.dense import dense
     from timm.data import ImageNetInfo
 
     import dslib
     from dslib.data.splits import IMAGENET_MEAN, IMAGENET_STD
+    from dslib.measuring import dense
 
     original, recipe = dslib.load(NETWORKS / "original")
     side = recipe.image_size

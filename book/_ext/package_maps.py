@@ -1,7 +1,9 @@
 """The page of all modules, written when the book is built: each package by what its map says others may use."""
 
 import importlib
+import inspect
 import pkgutil
+import re
 from types import ModuleType
 
 import dslib
@@ -34,7 +36,10 @@ def entry(module: ModuleType, name: str) -> str:
 def section(name: str) -> str:
     """One module's part of the page."""
     module = importlib.import_module(f"dslib.{name}")
-    text = "\n".join([f".. automodule:: dslib.{name}\n", *(entry(module, one) for one in public_names(module))])
+    told = inspect.getdoc(module) or ""
+    told = re.sub(r"^(\w+) {2,}(.+)$", r"- **\1**: \2", told, flags=re.MULTILINE)  # a package's lines on its modules
+    parts = [f".. py:module:: dslib.{name}\n\n{told}\n", *(entry(module, one) for one in public_names(module))]
+    text = "\n".join(parts)
     return f"## dslib.{name}\n\n```{{eval-rst}}\n{text}```\n"
 
 
