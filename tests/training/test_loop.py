@@ -16,7 +16,7 @@ from dslib.errors import BadConfig, DslibError
 from dslib.training.engine import Average
 from dslib.training.evaluating import predict, top1
 from dslib.training.expanding import Boost
-from dslib.training.loop import train
+from dslib.training.loop import groups, train
 from dslib.training.settings import Train, lr_at
 from dslib.training.watching import Enough, Log, Reporter
 
@@ -32,12 +32,12 @@ def test_training_learns(digits):
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    config = Train(epochs=10, lr=0.1, batch_size=512, warmup=1, final_lr=0.0)
+    config = Train(epochs=10, lr=0.1, batch_size=512, warmup=1, final_lr=0.02)
     assert lr_at(0, config) == 0
     assert math.isclose(lr_at(0.05, config), 0.1)
     assert math.isclose(lr_at(0.1, config), 0.2)
-    assert math.isclose(lr_at(0.55, config), 0.1)
-    assert math.isclose(lr_at(1, config), 0, abs_tol=1e-12)
+    assert math.isclose(lr_at(0.55, config), (0.2 + 0.02) / 2)
+    assert math.isclose(lr_at(1, config), 0.02)
 
 
 def test_a_groups_learning_rate_is_scaled(digits):
@@ -52,6 +52,35 @@ def test_a_groups_learning_rate_is_scaled(digits):
         moved.append(model.head.weight.detach() - before)
     torch.testing.assert_close(moved[1], 0.25 * moved[0], rtol=1e-3, atol=1e-7)
     assert moved[0].abs().max() > 0
+
+
+def test_a_steps_gradient_is_no_longer_than_the_clip(digits):
+    """One plain step moves all weights together by the rate times the clip, where the gradient is longer."""
+    config = Train(epochs=1, lr=0.1, batch_size=192, momentum=0, weight_decay=0, clip=0.01, augment=False)
+    model = Tiny()
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    train(model, digits, cross_entropy, config)
+    moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert math.isclose(float(moved.norm()), lr_at(0, config) * config.clip, rel_tol=1e-3)
+
+
+def test_weights_of_two_dimensions_decay_and_no_others():
+    model = Tiny()
+    decay = {id(p): group["weight_decay"] for group in groups(model, QUICK) for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        name: QUICK.weight_decay if p.ndim > 1 else 0.0 for name, p in model.named_parameters()
+    }
+
+
+def test_chance_differs_from_step_to_step(digits):
+    drawn = []
+
+    def loss(model, images, labels):
+        drawn.append(float(torch.rand(())))
+        return cross_entropy(model, images, labels)
+
+    train(Tiny(), digits, loss, QUICK)
+    assert len(set(drawn)) == len(drawn) == QUICK.epochs * len(digits.train) // QUICK.batch_size
 
 
 def test_the_callers_random_numbers_go_on_as_if_nothing_was_trained(digits):

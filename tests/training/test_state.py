@@ -56,6 +56,14 @@ def test_the_newest_whole_state_is_taken(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_whole_new_state_is_taken_before_the_last(tmp_path):
+    """Killed after the new state was written, before it took the last one's place."""
+    path = tmp_path / "x.partial.safetensors"
+    save_state(path, ONE, {"n": 1})
+    save_tensors(path.with_name("x.partial.new.safetensors"), TWO, {"n": 2})
+    assert load_state(path, anything)[1] == {"n": 2}
+
+
 def test_a_state_that_cannot_be_read_just_now_is_not_taken_for_damaged(tmp_path):
     path = tmp_path / "x.safetensors"
     save_state(path, ONE, {})
