@@ -166,19 +166,19 @@ speedup-by-quartile | planning | measured and not user
 lr-scale | searching choosing loop training_goes_on |
   - lr_at(progress, config) * group.get("lr_scale", 1.0)
   + lr_at(progress, config)
-final-lr | loop training_goes_on finetuning | not fading and not recovers
+final-lr | loop | learning_rate
   - config.final_lr + (peak - config.final_lr)
   + (peak - config.final_lr)
-decay-of-biases | loop training_goes_on finetuning searching choosing | not stalls
+decay-of-biases | loop | decay
   - p.ndim <= 1], "weight_decay": 0.0
   + p.ndim <= 1], "weight_decay": config.weight_decay
 micro-batches-add-up | loop finetuning | micro_batches
   - self.loss(self.network, images, labels) / len(micros)
   + self.loss(self.network, images, labels)
-dropout-alike-in-each-step | loop training_goes_on finetuning | not alpha and not stalls
+dropout-alike-in-each-step | loop | chance
   - * 1_000_003 + place.step) * 1_009
   + * 1_000_003) * 1_009
-no-clipping | loop training_goes_on finetuning | not stalls
+no-clipping | loop | clip
   - max_norm=config.clip
   + max_norm=float("inf")
 average-begins-anew | training_goes_on | no_trace
@@ -190,7 +190,7 @@ momentum-is-lost | loop training_goes_on | resumes or no_trace or was_not
 state-before-is-lost | state |
   - path.replace(before_last(path))
   + path.unlink()
-older-state-first | state loop training_goes_on |
+older-state-first | state |
   - (_new(path), path, before_last(path))
   + (path, _new(path), before_last(path))
 checksum-unread | loop training_goes_on state | changed_byte or checksum or damaged
