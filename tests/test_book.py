@@ -151,3 +151,11 @@ def test_chapters_are_thin(path):
             assert node.module.count(".") <= 1, node.module
         if isinstance(node, ast.Import):
             assert not any(name.name.startswith("dslib.") for name in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("_ext/*.py")), ids=lambda path: path.name)
+def test_what_builds_the_book_imports_what_is_there(path):
+    """Also within functions: a lab that cannot be exported is told in a line that a reader of the log may miss."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dslib"):
+            assert all(hasattr(importlib.import_module(node.module), name.name) for name in node.names)

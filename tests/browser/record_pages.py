@@ -11,7 +11,7 @@ import time
 
 from pages import HTML, PAGES, ROOT, chromium, open_page, served, weight
 
-from dslib.measuring.devices import this_machine
+from dslib.measuring import this_machine
 from dslib.records import Record, commit
 
 TIMES = 5  # openings of each page, an empty cache each time
