@@ -79,7 +79,7 @@ def every_plan(found, cost):
 numbers = st.lists(st.floats(-0.5, 3, allow_nan=False), min_size=12, max_size=12)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(
     st.integers(1, 12),
     numbers,

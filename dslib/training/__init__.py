@@ -17,5 +17,5 @@ from .expanding import Boost, boost, contract, expand
 from .feeding import resident
 from .loop import Trained, cross_entropy, groups, train
 from .settings import Train
-from .state import FREE, History, claimed, remove_state
+from .state import FREE, claimed, remove_state
 from .watching import Enough, Log

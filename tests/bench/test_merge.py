@@ -18,9 +18,9 @@ from dslib.records import Record
 
 
 def test_random_blocks_merge():
-    tally = fuzz_merge(60, seed=7, progress=False)
+    tally = fuzz_merge(150, seed=7, progress=False)
     assert tally.failures == ()
-    assert tally.cases == tally.exact + tally.refused == 60
+    assert tally.cases == tally.exact + tally.refused == 150
     assert tally.exact > 6
     assert 0 < tally.worst64 < LIMIT64
     assert 0 < tally.worst32 < LIMIT32
